@@ -1,0 +1,156 @@
+"""From a dataset folder (``gps-guidance ingest``) to tensors: crops, bearings, latents."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from gps_guidance import geo
+from gps_guidance.photos import load_manifest
+
+STORE = 1.5  # photos are kept at this multiple of the training size, so that zoomed crops are sharp
+
+
+@dataclass
+class Photos:
+    """The photos of one landmark in memory.
+
+    ``images`` uint8 [N, 3, h, w] cropped to the aspect of ``size`` around the middle, ``bearings``
+    float64 [N] in degrees, ``ids`` the manifest's ids, ``size`` (height, width) of training crops,
+    ``masks`` the landmark's coverage [N, H, W] in [0, 1] at ``size`` where the dataset has masks.
+    """
+
+    images: Tensor
+    bearings: np.ndarray
+    ids: list[str]
+    size: tuple[int, int]
+    landmark: str
+    center: tuple[float, float]
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def crop(self, indices: np.ndarray, rng: np.random.Generator, min_zoom: float = 1.0,
+             colour_jitter: float = 0.0) -> Tensor:
+        """Random crops [B, 3, H, W] in [-1, 1], never flipped: a flip makes the bearing wrong.
+
+        Each keeps a fraction in [min_zoom, 1] of the photo's sides. ``colour_jitter`` scales
+        brightness, contrast and channels by up to that fraction.
+        """
+        height, width = self.images.shape[-2:]
+        crops = []
+        for index in indices:
+            zoom = rng.uniform(min_zoom, 1.0)
+            h, w = round(height * zoom), round(width * zoom)
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            crop = self.images[index, :, top : top + h, left : left + w][None].float()
+            crop = F.interpolate(crop, self.size, mode="bilinear", antialias=True,
+                                 align_corners=False)[0]
+            if colour_jitter:
+                gain = rng.uniform(1 - colour_jitter, 1 + colour_jitter)
+                tint = 1 + rng.uniform(-colour_jitter, colour_jitter, 3) / 3
+                mean = crop.mean()
+                crop = (crop - mean) * rng.uniform(1 - colour_jitter, 1 + colour_jitter) + mean
+                crop = crop * (torch.from_numpy(tint).float()[:, None, None] * gain)
+            crops.append(crop)
+        return (torch.stack(crops) / 127.5 - 1).clamp(-1, 1)
+
+    def bin_weights(self, num_bins: int, exponent: float) -> np.ndarray:
+        """Probability [N] of drawing each photo: (photos in its bin) ** -exponent, normalised."""
+        bins = geo.bearing_bin(self.bearings, num_bins)
+        counts = np.bincount(bins, minlength=num_bins)
+        weights = counts[bins].astype(np.float64) ** -exponent
+        return weights / weights.sum()
+
+
+def load_photos(dataset: str | Path, size: tuple[int, int], split: str | None = "train") -> Photos:
+    """Read the manifest's photos of ``split`` (None: all) for crops of ``size`` (height, width).
+
+    ValueError if the dataset has no landmark (bearings need a centre) or no such photo.
+    """
+    manifest = load_manifest(dataset)
+    if manifest.center is None:
+        raise ValueError(
+            f"{dataset} was ingested without a landmark, so its photos have no bearings. Run "
+            f'`gps-guidance ingest ... --landmark "NAME" --center lat,lon` again.'
+        )
+    rows: list[dict[str, Any]] = manifest.rows.to_pylist()
+    rows = [row for row in rows if split is None or row["split"] == split]
+    if not rows:
+        raise ValueError(f"{dataset} has no photo in split {split!r}.")
+    stored = (math.ceil(size[0] * STORE), math.ceil(size[1] * STORE))
+    images = [
+        _fit(manifest.root / row["file"], stored)
+        for row in tqdm(rows, desc="reading photos", unit="photo")
+    ]
+    return Photos(
+        images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+        bearings=np.array([row["bearing_deg"] for row in rows]),
+        ids=[row["id"] for row in rows],
+        size=size,
+        landmark=manifest.landmark or "",
+        center=manifest.center,
+        masks=_load_masks(manifest.root, [row["id"] for row in rows], size),
+    )
+
+
+def _load_masks(root: Path, ids: list[str], size: tuple[int, int]) -> Tensor | None:
+    """Coverage [N, H, W] from ``masks/<id>.png`` (white = landmark), if every photo has one."""
+    paths = [root / "masks" / f"{name}.png" for name in ids]
+    if not all(path.is_file() for path in paths):
+        return None
+    return torch.from_numpy(np.stack([_fit(path, size)[..., 0] for path in paths])) / 255.0
+
+
+def _fit(path: Path, stored: tuple[int, int]) -> np.ndarray:
+    """One photo as uint8 [h, w, 3], centre-cropped to the aspect of ``stored`` and resized to it."""
+    with Image.open(path) as photo:
+        photo = photo.convert("RGB")
+    scale = min(photo.width / stored[1], photo.height / stored[0])
+    w, h = stored[1] * scale, stored[0] * scale
+    left, top = (photo.width - w) / 2, (photo.height - h) / 2
+    return np.asarray(
+        photo.resize((stored[1], stored[0]), Image.Resampling.LANCZOS,
+                     box=(left, top, left + w, top + h))
+    )
+
+
+def dither_bins(bearings: np.ndarray, rng: np.random.Generator, num_bins: int = 36) -> np.ndarray:
+    """One of the two nearest bin centres [B] in degrees, drawn so that the mean is the bearing.
+
+    Snapping to the nearest bin (the paper) throws the remainder away; drawing keeps it.
+    """
+    width = 360.0 / num_bins
+    lower = np.floor(bearings / width)
+    pick = lower + (rng.random(len(bearings)) < bearings / width - lower)
+    return geo.bin_bearing_deg(pick, num_bins)
+
+
+@torch.no_grad()
+def encode_latents(photos: Photos, vae: Any, crops_per_photo: int, seed: int, min_zoom: float,
+                   colour_jitter: float, batch_size: int = 32) -> Tensor:
+    """VAE moments of random crops, computed once: float16 [N, K, 2C, h, w] (mean, logvar).
+
+    ``vae`` is an AutoencoderKL; crops depend on (seed, photo, k) alone.
+    """
+    rows = [(i, k) for i in range(len(photos)) for k in range(crops_per_photo)]
+    moments = []
+    for start in tqdm(range(0, len(rows), batch_size), desc="encoding latents", unit="batch"):
+        crops = [
+            photos.crop(np.array([i]), np.random.default_rng((seed, 7, i, k)), min_zoom,
+                        colour_jitter)
+            for i, k in rows[start : start + batch_size]
+        ]
+        latent = vae.encode(torch.cat(crops).to(vae.device)).latent_dist.parameters
+        moments.append(latent.half().cpu())
+    return torch.cat(moments).unflatten(0, (len(photos), crops_per_photo))

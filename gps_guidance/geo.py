@@ -1,0 +1,184 @@
+"""Positions on the ground: local metres, bearings around a landmark, bins, bounds. No torch.
+
+Positions are ``(lat, lon)`` in degrees (WGS 84) at every public door, as people and EXIF say them.
+A *bearing* is the direction in which the photographer stands as seen from the landmark's centre,
+clockwise from true north, in degrees. A camera's *azimuth* (threestudio) runs counter-clockwise
+from +x with x = east, y = north, z = up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pyproj import CRS, Transformer
+
+Array = NDArray[np.float64]
+LatLon = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """A landmark of the paper: its centre in degrees and its height above ground in metres."""
+
+    name: str
+    lat: float
+    lon: float
+    height_m: float
+
+    @property
+    def center(self) -> LatLon:
+        return (self.lat, self.lon)
+
+
+LANDMARKS = {
+    "pisa": Landmark("Leaning Tower of Pisa", 43.722952, 10.396597, 56.7),
+    "arc-de-triomphe": Landmark("Arc de Triomphe", 48.873792, 2.295028, 49.5),
+    "washington-monument": Landmark("Washington Monument", 38.889484, -77.035279, 169.0),
+    "statue-of-liberty": Landmark("Statue of Liberty", 40.689249, -74.044500, 93.0),
+    "stonehenge": Landmark("Stonehenge", 51.178882, -1.826215, 7.3),
+    "space-needle": Landmark("Space Needle", 47.620506, -122.349277, 184.0),
+}
+
+
+def find_landmark(name: str) -> Landmark | None:
+    """The landmark with this key or name (letter case ignored), or None."""
+    wanted = name.strip().lower()
+    for key, landmark in LANDMARKS.items():
+        if wanted in (key, landmark.name.lower()):
+            return landmark
+    return None
+
+
+def check_lat_lon(points: ArrayLike, what: str = "gps") -> Array:
+    """``points`` [..., 2] as float64, or a ValueError that says which pair is wrong and why.
+
+    Refused: another shape, NaN or infinity, |lat| > 90 (with a hint if lat and lon look swapped),
+    |lon| > 180.
+    """
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim == 0 or array.shape[-1] != 2:
+        raise ValueError(f"{what} must hold (lat, lon) pairs in its last axis, got {array.shape}.")
+    for lat, lon in array.reshape(-1, 2):
+        pair = f"{what} ({lat:g}, {lon:g})"
+        if not (np.isfinite(lat) and np.isfinite(lon)):
+            raise ValueError(f"{pair} is not finite; give (lat, lon) in degrees.")
+        if abs(lat) > 90:
+            swapped = " Did you swap lat and lon?" if abs(lon) <= 90 and abs(lat) <= 180 else ""
+            raise ValueError(f"{pair}: latitude must lie in [-90, 90] degrees.{swapped}")
+        if abs(lon) > 180:
+            raise ValueError(f"{pair}: longitude must lie in [-180, 180] degrees.")
+    return array
+
+
+@lru_cache(maxsize=64)
+def _local_frame(lat: float, lon: float) -> Transformer:
+    """Azimuthal equidistant plane around (lat, lon): distance and bearing from it are geodesic."""
+    plane = CRS.from_proj4(f"+proj=aeqd +lat_0={lat!r} +lon_0={lon!r} +datum=WGS84 +units=m")
+    return Transformer.from_crs("EPSG:4326", plane, always_xy=True)
+
+
+def local_m(points: ArrayLike, center: ArrayLike) -> Array:
+    """(lat, lon) [..., 2] to (east_m, north_m) [..., 2] in the local frame of ``center``."""
+    latlon = check_lat_lon(points)
+    lat, lon = check_lat_lon(center, "center")
+    east, north = _local_frame(float(lat), float(lon)).transform(latlon[..., 1], latlon[..., 0])
+    return np.stack([np.asarray(east), np.asarray(north)], axis=-1)
+
+
+def from_local_m(east_north_m: ArrayLike, center: ArrayLike) -> Array:
+    """The inverse of :func:`local_m`: (east_m, north_m) [..., 2] to (lat, lon) [..., 2]."""
+    metres = np.asarray(east_north_m, dtype=np.float64)
+    lat, lon = check_lat_lon(center, "center")
+    lons, lats = _local_frame(float(lat), float(lon)).transform(
+        metres[..., 0], metres[..., 1], direction="INVERSE"
+    )
+    return np.stack([np.asarray(lats), np.asarray(lons)], axis=-1)
+
+
+def bearing_deg(point: ArrayLike, center: ArrayLike) -> Any:
+    """Bearing of ``point`` [..., 2] from ``center``, clockwise from true north, in [0, 360).
+
+    The paper prints arctan((x - x_o) / (y - y_o)), which folds the circle in half and ignores that
+    a degree of longitude shrinks with cos(latitude); this is atan2(east, north) in local metres.
+    """
+    east_north = local_m(point, center)
+    return np.degrees(np.arctan2(east_north[..., 0], east_north[..., 1])) % 360.0
+
+
+def bearing_bin(bearing: ArrayLike, num_bins: int = 36) -> Any:
+    """Index in [0, num_bins) of the nearest bin centre; bin k is centred at k * 360 / num_bins."""
+    width = 360.0 / num_bins
+    return np.floor(np.asarray(bearing, dtype=np.float64) % 360.0 / width + 0.5).astype(
+        int
+    ) % int(num_bins)
+
+
+def bin_bearing_deg(index: ArrayLike, num_bins: int = 36) -> Any:
+    """Bearing of the centre of bin ``index``, in [0, 360)."""
+    return np.asarray(index, dtype=np.float64) % num_bins * (360.0 / num_bins)
+
+
+def azimuth_from_bearing(bearing: Any) -> Any:
+    """Camera azimuth (counter-clockwise from +x = east) of a bearing: 90 - bearing, in [0, 360)."""
+    return (90.0 - bearing) % 360.0
+
+
+def bearing_from_azimuth(azimuth_deg: Any) -> Any:
+    """Bearing (clockwise from +y = north) of a camera azimuth: 90 - azimuth, in [0, 360)."""
+    return (90.0 - azimuth_deg) % 360.0
+
+
+def angle_difference_deg(a: Any, b: Any) -> Any:
+    """a - b on the circle, in [-180, 180)."""
+    return (a - b + 180.0) % 360.0 - 180.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A box on the ground, in degrees. It does not cross the antimeridian."""
+
+    south: float
+    west: float
+    north: float
+    east: float
+
+    def __post_init__(self) -> None:
+        check_lat_lon([(self.south, self.west), (self.north, self.east)], "bounds")
+        if self.south >= self.north or self.west >= self.east:
+            raise ValueError(
+                f"bounds {self.as_tuple()} are empty; the order is south, west, north, east."
+            )
+
+    def as_tuple(self) -> tuple[float, float, float, float]:
+        return (self.south, self.west, self.north, self.east)
+
+    def contains(self, points: ArrayLike) -> Any:
+        """Boolean [...] for (lat, lon) [..., 2]; the edges belong to the box."""
+        p = check_lat_lon(points)
+        inside_lat = (p[..., 0] >= self.south) & (p[..., 0] <= self.north)
+        return inside_lat & (p[..., 1] >= self.west) & (p[..., 1] <= self.east)
+
+    def check(self, points: ArrayLike, what: str = "gps") -> Array:
+        """``points`` as float64, or a ValueError naming the first pair outside the box."""
+        p = check_lat_lon(points, what)
+        for pair in p.reshape(-1, 2):
+            if self.contains(pair):
+                continue
+            swapped = abs(pair[1]) <= 90 and bool(self.contains(pair[::-1]))
+            hint = " Did you swap lat and lon?" if swapped else ""
+            raise ValueError(
+                f"{what} ({pair[0]:g}, {pair[1]:g}) lies outside the bounds {self.as_tuple()} "
+                f"(south, west, north, east).{hint}"
+            )
+        return p
+
+    def normalize(self, points: ArrayLike) -> Array:
+        """(lat, lon) [..., 2] to the paper's (x, y) = (lon, lat) [..., 2], each in [-1, 1]."""
+        p = self.check(points)
+        x = 2.0 * (p[..., 1] - self.west) / (self.east - self.west) - 1.0
+        y = 2.0 * (p[..., 0] - self.south) / (self.north - self.south) - 1.0
+        return np.stack([x, y], axis=-1)

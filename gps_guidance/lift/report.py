@@ -1,0 +1,261 @@
+"""What a run leaves for people: ``metrics.json``, ``mesh.glb`` and ``report.html``."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gps_guidance import geo, metrics
+from gps_guidance.dataset import Photos, load_photos
+from gps_guidance.lift import cameras, export
+from gps_guidance.miniature import photographer, tower, truth
+from gps_guidance.models import load_angle_model, resolve_model
+from gps_guidance.sampling import sample_angles
+from gps_guidance.scorers import AngleClassifier
+
+log = logging.getLogger(__name__)
+
+COLUMNS = 12  # bearings shown in the report
+SCORES = ("mask_iou", "occupancy_iou", "psnr_db", "bearing_within_one_bin")
+
+
+def finish(run: Any) -> dict[str, Any]:
+    """Score a finished run (:class:`gps_guidance.lift.engine.Run`) and write its three files."""
+    guidance = run.cfg.system.get("guidance", {})
+    model_name = str(guidance.get("pretrained_model_name_or_path", ""))
+    try:
+        folder = resolve_model(model_name)
+    except ValueError:  # a Hub id, or a folder that has gone since: the run itself is complete
+        folder = None
+    photos = _input_photos(run)
+    scores: dict[str, Any] = {name: None for name in SCORES}
+    scores |= _scores(run, folder, photos)
+    scores |= {
+        "seconds": round(run.seconds, 1),
+        "peak_memory_bytes": run.peak_memory_bytes,
+        "model": model_name,
+        "engine": run.engine,
+        "device": run.device,
+    }
+    with export.staged(run.trial_dir / "metrics.json") as stage:
+        stage.write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
+    system = run.system
+    mesh = export.extract_mesh(system.geometry, system.material, placement=system.placement)
+    export.write_mesh(mesh, run.trial_dir / "mesh.glb")
+    rows = _rows(run, folder, photos)
+    _write_html(run, scores, rows)
+    shown = {k: round(v, 3) for k, v in scores.items() if isinstance(v, float)}
+    log.info("Scores: %s", shown)
+    log.info("Open %s", run.trial_dir / "report.html")
+    return scores
+
+
+@torch.no_grad()
+def render_view(system: Any, c2w: Tensor, fovy: float, height: int, width: int
+                ) -> dict[str, Tensor]:
+    """One picture of the field: ``rgb`` [H, W, 3], ``opacity`` and ``depth`` [H, W], on the CPU.
+
+    ``c2w`` [4, 4] in scene units, ``fovy`` in radians; diffuse shading is off (albedo), as the
+    light of the photos is already in the colours.
+    """
+    device = system.device
+    batch = cameras.camera_batch(c2w[None].to(device), torch.tensor([fovy], device=device),
+                                 height, width)
+    system.eval()
+    out = system(batch)
+    return {
+        "rgb": out["comp_rgb"][0].cpu(),
+        "opacity": out["opacity"][0, ..., 0].cpu(),
+        "depth": out["depth"][0, ..., 0].cpu(),
+    }
+
+
+def _is_miniature(folder: Path | None) -> bool:
+    config = folder / "angle_encoder" / "config.json" if folder else None
+    if config is None or not config.is_file():
+        return False
+    return json.loads(config.read_text("utf-8")).get("landmark") == tower.NAME
+
+
+def _input_photos(run: Any) -> Photos | None:
+    """The photos of ``--photos DATASET`` at the size at which views are scored."""
+    if run.photos is None:
+        return None
+    data = run.datamodule.cfg
+    return load_photos(run.photos, _size(data), split=None)
+
+
+def _size(data: Any) -> tuple[int, int]:
+    """(height, width) of training renders at their finest."""
+    def last(value: Any) -> int:
+        return int(value if isinstance(value, int) else list(value)[-1])
+
+    return last(data.height), last(data.width)
+
+
+def _scores(run: Any, folder: Path | None, photos: Photos | None) -> dict[str, Any]:
+    if _is_miniature(folder):
+        classifier = _classifier(folder)
+        geometry = run.system.geometry
+        return truth.score(
+            lambda c2w, fovy, h, w: render_view(run.system, c2w, fovy, h, w),
+            lambda points: geometry.forward_density(points.to(run.system.device)).cpu(),
+            float(geometry.cfg.radius), classifier=classifier,
+        )
+    return _photo_scores(run, photos) if photos is not None else {}
+
+
+def _classifier(folder: Path | None) -> AngleClassifier | None:
+    path = folder / "angle_classifier" if folder else None
+    if path is None or not path.is_dir():
+        return None
+    return AngleClassifier.from_pretrained(path, use_safetensors=True).eval()
+
+
+def photo_camera(data: Any, bearing_deg: float) -> tuple[Tensor, float]:
+    """The evaluation camera of a data section at a bearing: (c2w [4, 4], fovy in radians)."""
+    c2w = cameras.c2w_from_bearing(
+        torch.tensor([bearing_deg]), torch.tensor([data.eval_elevation_deg]),
+        torch.tensor([data.eval_camera_distance]),
+    )[0].float()
+    return c2w, float(np.deg2rad(data.eval_fovy_deg))
+
+
+def _photo_scores(run: Any, photos: Photos) -> dict[str, Any]:
+    """Against photos: each is compared with a render from its own bearing.
+
+    With masks in the dataset (``masks/<id>.png``, white = landmark) also ``mask_iou``.
+    """
+    data = run.datamodule.cfg
+    height, width = photos.size
+    views = [
+        render_view(run.system, *photo_camera(data, float(b)), height, width)
+        for b in photos.bearings
+    ]
+    renders = torch.stack([v["rgb"] for v in views])
+    real = _full_crops(photos).permute(0, 2, 3, 1)
+    fitted = metrics.affine_colour_fit(renders, real)
+    scores: dict[str, Any] = {
+        "psnr_db": float(np.mean([metrics.psnr_db(a, b) for a, b in zip(renders, real, strict=True)])),
+        "psnr_affine_db": float(
+            np.mean([metrics.psnr_db(a, b) for a, b in zip(fitted, real, strict=True)])
+        ),
+        "bearing_within_15_deg": metrics.bearing_match(
+            renders.permute(0, 3, 1, 2), photos.bearings, real.permute(0, 3, 1, 2), photos.bearings
+        ),
+        "views": len(photos),
+    }
+    masks = photos.masks
+    if masks is not None:
+        scores["mask_iou"] = float(
+            np.mean([metrics.mask_iou(v["opacity"], m) for v, m in zip(views, masks, strict=True)])
+        )
+    return scores
+
+
+def _full_crops(photos: Photos) -> Tensor:
+    """Every photo at its training size, uncropped, [N, 3, H, W] in [0, 1]."""
+    return photos.crop(np.arange(len(photos)), np.random.default_rng(0)) / 2 + 0.5
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+def _rows(run: Any, folder: Path | None, photos: Photos | None) -> list[tuple[str, list[np.ndarray]]]:
+    """The report's pictures by bearing: title and ``COLUMNS`` images a row."""
+    data = run.datamodule.cfg
+    height, width = _size(data)
+    bearings = [360.0 / COLUMNS * k for k in range(COLUMNS)]
+    rows: list[tuple[str, list[np.ndarray]]] = []
+    if photos is not None:
+        real = _full_crops(photos)
+        picks = [int(np.abs(geo.angle_difference_deg(photos.bearings, b)).argmin()) for b in bearings]
+        rows.append(("Photos taken nearest to each bearing", _pictures(real[picks])))
+    elif _is_miniature(folder):
+        rows.append(("Photos, as tourists take them", _tourist_photos(bearings, height)))
+    if folder is not None and (folder / "angle_encoder").is_dir():
+        model = load_angle_model(folder)
+        rows.append(("Generated for each bearing", _pictures(sample_angles(model, bearings, 2.0))))
+    renders = [render_view(run.system, *photo_camera(data, b), height, width)["rgb"] for b in bearings]
+    rows.append(("The 3D landmark from each bearing", [export.to_uint8(r) for r in renders]))
+    if _is_miniature(folder):
+        scene = tower.Scene()
+        truths = [photographer.truth_view(scene, b, height)[0]["rgb"] for b in bearings]
+        rows.append(("Ground truth", [export.to_uint8(t) for t in truths]))
+    return rows
+
+
+def _tourist_photos(bearings: list[float], size: int) -> list[np.ndarray]:
+    """For each bearing the first of some procedural photos that was taken close to it."""
+    rng = np.random.default_rng(0)
+    shots = [photographer.plan_shot(rng) for _ in range(300)]
+    at = np.array([geo.bearing_deg(shot.gps, tower.CENTER) for shot in shots])
+    pictures = []
+    for bearing in bearings:
+        shot = shots[int(np.abs(geo.angle_difference_deg(at, bearing)).argmin())]
+        rgb = tower.render(tower.Scene(), shot.c2w, shot.fovy, *shot.size, shot.weather,
+                           shot.passers_by)["rgb"].permute(2, 0, 1)[None]
+        h, w = rgb.shape[2:]
+        side = min(h, w)
+        top, left = (h - side) // 2, (w - side) // 2
+        square = rgb[..., top : top + side, left : left + side]
+        pictures += _pictures(
+            torch.nn.functional.interpolate(square, (size, size), mode="bilinear", antialias=True)
+        )
+    return pictures
+
+
+def _pictures(images: Tensor) -> list[np.ndarray]:
+    return [export.to_uint8(image.permute(1, 2, 0)) for image in images]
+
+
+def _write_html(run: Any, scores: dict[str, Any], rows: list[tuple[str, list[np.ndarray]]]) -> None:
+    folder = run.trial_dir / "report"
+    bearings = "".join(f"<th>{360 / COLUMNS * k:.0f}°</th>" for k in range(COLUMNS))
+    body = []
+    for index, (title, images) in enumerate(rows):
+        cells = []
+        for k, image in enumerate(images):
+            export.write_png(folder / f"{index}-{k:02d}.png", image)
+            cells.append(f'<td><img src="report/{index}-{k:02d}.png" alt="{title}"></td>')
+        body.append(f'<tr><td class="title" colspan="{COLUMNS}">{html.escape(title)}</td></tr>')
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    step = run.system.true_global_step
+    video = f"save/it{step}-test.mp4"
+    table = "".join(
+        f"<tr><td>{html.escape(k)}</td><td>{_shown(v)}</td></tr>" for k, v in scores.items()
+    )
+    landmark = html.escape(run.system.placement.landmark or run.cfg.name)
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{landmark} in 3D</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; color: #222 }}
+h1 {{ font-weight: 600 }} table {{ border-collapse: collapse }} td, th {{ padding: 2px 6px }}
+img {{ width: 90px; image-rendering: auto; display: block; border-radius: 3px }}
+.top {{ display: flex; gap: 2rem; align-items: flex-start }} .title {{ padding-top: 1rem; font-weight: 600 }}
+video {{ width: 576px; border-radius: 6px }} .scores td:last-child {{ text-align: right; font-family: monospace }}
+</style></head><body>
+<h1>{landmark}, lifted to 3D from GPS-tagged photos</h1>
+<p>Model <code>{html.escape(scores["model"])}</code>, {run.engine} engine on {html.escape(run.device)},
+{scores["seconds"]:.0f} seconds of training, {scores["peak_memory_bytes"] / 2**30:.1f} GiB at most.
+Files: <a href="mesh.glb">mesh.glb</a>, <a href="{video}">turntable</a>, <a href="metrics.json">metrics.json</a>.</p>
+<div class="top"><div><video src="{video}" autoplay loop muted controls></video>
+<p>One turn: colour, surface normal, opacity.</p></div><table class="scores">{table}</table></div>
+<p>Each column is one bearing: where the photographer stands, clockwise from north.</p>
+<table><tr>{bearings}</tr>{"".join(body)}</table>
+</body></html>
+"""
+    with export.staged(run.trial_dir / "report.html") as stage:
+        stage.write_text(page, "utf-8")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.3f}" if isinstance(value, float) else html.escape(str(value))

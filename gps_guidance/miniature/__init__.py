@@ -1,0 +1,1 @@
+"""A procedural world with GPS-tagged photos and exact ground truth, and models trained on it."""

@@ -1,0 +1,194 @@
+"""Tourists photograph the miniature landmark: JPEG files with EXIF GPS, as a crowd would take them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, TiffImagePlugin
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from gps_guidance import geo
+from gps_guidance.miniature.shapes import Ellipsoid, Shape, plain
+from gps_guidance.miniature.tower import (
+    CENTER,
+    EYE_M,
+    FAIR,
+    METRES_PER_UNIT,
+    MIDDLE_M,
+    Scene,
+    Weather,
+    render,
+)
+
+FRAME_M = 36.0  # half the height of what a typical photo frames, at the landmark's distance
+GPS_NOISE_M = 3.0
+SHORT_SIDE, LONG_SIDE = 96, 128
+
+
+def look_at(position: Tensor, target: Tensor, roll_deg: float = 0.0) -> Tensor:
+    """Camera-to-world matrix [4, 4] (columns right, up, backward) in the frame of its arguments."""
+    backward = F.normalize(position - target, dim=0)
+    right = F.normalize(torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]), backward), dim=0)
+    up = torch.linalg.cross(backward, right)
+    c, s = math.cos(math.radians(roll_deg)), math.sin(math.radians(roll_deg))
+    c2w = torch.eye(4)
+    c2w[:3, 0], c2w[:3, 1] = c * right + s * up, c * up - s * right
+    c2w[:3, 2], c2w[:3, 3] = backward, position
+    return c2w
+
+
+def stand_at(bearing_deg: float, distance_m: float, eye_m: float = EYE_M) -> Tensor:
+    """Position [3] in world metres of an eye that sees the landmark from this bearing."""
+    b = math.radians(bearing_deg)
+    return torch.tensor([distance_m * math.sin(b), distance_m * math.cos(b), eye_m])
+
+
+def truth_view(scene: Scene, bearing_deg: float, size: int, distance_m: float = 90.0
+               ) -> tuple[dict[str, Tensor], Tensor, float]:
+    """Ground truth from a bearing in fair light.
+
+    Returns the picture of :func:`tower.render`, its camera [4, 4] in the 3D engine's frame, and
+    the vertical field of view in radians.
+    """
+    position = stand_at(bearing_deg, distance_m)
+    c2w = look_at(position, torch.tensor([0.0, 0.0, MIDDLE_M]))
+    fovy = 2 * math.atan(FRAME_M / distance_m)
+    picture = render(scene, c2w, fovy, size, size)
+    unit = c2w.clone()
+    unit[:3, 3] = (c2w[:3, 3] - torch.tensor([0.0, 0.0, MIDDLE_M])) / METRES_PER_UNIT
+    return picture, unit, fovy
+
+
+@dataclass
+class Shot:
+    """One photo: where the tourist stands, what the GPS says, and the picture's setting."""
+
+    position: Tensor
+    gps: tuple[float, float]
+    c2w: Tensor
+    fovy: float
+    size: tuple[int, int]
+    weather: Weather
+    passers_by: list[Shape]
+    taken_at: str
+
+
+def _weather(rng: np.random.Generator) -> Weather:
+    """Mostly fair, sometimes overcast or evening; the sun moves with the hour."""
+    turn = rng.normal(0, 0.45)
+    x, y, z = FAIR.sun
+    sun = (x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn),
+           z * rng.uniform(0.8, 1.2))
+    gain = rng.normal(1.0, 0.05)
+    kind = rng.choice(3, p=[0.78, 0.15, 0.07])
+    tint = [(1, 1, 1), (0.45, 0.45, 0.47), (1.15, 0.95, 0.70)][kind]
+    fill = [(1, 1, 1), (1.18, 1.17, 1.15), (0.92, 0.88, 0.86)][kind]
+    zenith = [FAIR.zenith, (0.66, 0.70, 0.76), (0.42, 0.48, 0.70)][kind]
+    horizon = [FAIR.horizon, (0.80, 0.82, 0.85), (0.94, 0.78, 0.60)][kind]
+
+    def scaled(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, float, float]:
+        red, green, blue = (float(gain * p * q) for p, q in zip(a, b, strict=True))
+        return (red, green, blue)
+
+    return Weather(sun, scaled(FAIR.sun_rgb, tint), scaled(FAIR.ambient, fill), zenith, horizon)
+
+
+def _passers_by(rng: np.random.Generator, position: Tensor) -> list[Shape]:
+    """With some chance, a few people between the camera and the landmark."""
+    people: list[Shape] = []
+    toward = F.normalize(-position[:2], dim=0)
+    for _ in range(rng.choice(4, p=[0.6, 0.2, 0.12, 0.08])):
+        ahead, aside = rng.uniform(9, 30), rng.uniform(-0.35, 0.35)
+        x, y = (
+            position[:2] + ahead * (toward + aside * torch.stack([-toward[1], toward[0]]))
+        ).tolist()
+        coat = plain(*rng.uniform(0.1, 0.8, 3))
+        people.append(Ellipsoid((x, y, 0.75), (0.32, 0.32, 0.75), coat, clutter=True))
+        people.append(Ellipsoid((x, y, 1.6), (0.16, 0.16, 0.2), plain(0.78, 0.6, 0.5), clutter=True))
+    return people
+
+
+def plan_shot(rng: np.random.Generator) -> Shot:
+    """Draw one photo. Most tourists gather on a few sides, some stand anywhere around."""
+    favourite = rng.choice(4, p=[0.25, 0.2, 0.15, 0.4])
+    spots = [(40.0, 25.0), (195.0, 30.0), (290.0, 20.0)]
+    bearing = rng.normal(*spots[favourite]) if favourite < 3 else rng.uniform(0, 360)
+    distance = float(np.clip(rng.lognormal(math.log(90.0), 0.09), 74, 112))
+    eye = EYE_M + (rng.uniform(0, 5) if rng.random() < 0.15 else 0.0)
+    position = stand_at(bearing, distance, eye)
+    noisy = position[:2].double().numpy() + rng.normal(0, GPS_NOISE_M, 2)
+    lat, lon = geo.from_local_m(noisy, CENTER)
+    aim = torch.tensor(rng.normal(0, [1.2, 1.2, 1.2]), dtype=torch.float32)
+    c2w = look_at(position, torch.tensor([0.0, 0.0, MIDDLE_M]) + aim, rng.normal(0, 0.8))
+    fov_short = 2 * math.atan(FRAME_M * rng.normal(1.0, 0.035) / distance)
+    upright = rng.random() < 0.45
+    size = (LONG_SIDE, SHORT_SIDE) if upright else (SHORT_SIDE, LONG_SIDE)
+    fovy = 2 * math.atan(math.tan(fov_short / 2) * size[0] / SHORT_SIDE)
+    day, hour, minute = rng.integers(1, 29), rng.integers(8, 20), rng.integers(60)
+    taken_at = f"2024:{rng.integers(4, 11):02d}:{day:02d} {hour:02d}:{minute:02d}:00"
+    return Shot(position, (float(lat), float(lon)), c2w, fovy, size, _weather(rng),
+                _passers_by(rng, position), taken_at)
+
+
+def gps_exif(lat: float, lon: float, taken_at: str) -> Image.Exif:
+    """EXIF with position (degrees, minutes, seconds to 1e-4 s, about 3 mm) and time."""
+
+    def dms(value: float) -> tuple[TiffImagePlugin.IFDRational, ...]:
+        seconds = Fraction(round(abs(value) * 3600 * 10000), 10000)
+        parts = (seconds // 3600, seconds % 3600 // 60, seconds % 60)
+        return tuple(TiffImagePlugin.IFDRational(Fraction(p)) for p in parts)
+
+    exif = Image.Exif()
+    exif[0x0132] = taken_at
+    exif.get_ifd(0x8825).update(
+        {1: "N" if lat >= 0 else "S", 2: dms(lat), 3: "E" if lon >= 0 else "W", 4: dms(lon)}
+    )
+    return exif
+
+
+def _take(job: tuple[int, int, str]) -> dict[str, object]:
+    seed, index, folder = job
+    torch.set_num_threads(1)
+    shot = plan_shot(np.random.default_rng((seed, index)))
+    picture = render(Scene(), shot.c2w, shot.fovy, *shot.size, shot.weather, shot.passers_by)
+    grain = np.random.default_rng((seed, index, 1)).normal(0, 2.0, (*shot.size, 3))
+    pixels = np.clip(picture["rgb"].numpy() * 255 + grain, 0, 255).astype(np.uint8)
+    path = Path(folder) / f"tourist-{index:05d}.jpg"
+    exif = gps_exif(*shot.gps, shot.taken_at)
+    Image.fromarray(pixels).save(path, quality=92, exif=exif)
+    return {"file": path.name, "position_m": [round(v, 4) for v in shot.position.tolist()]}
+
+
+def take_photos(folder: str | Path, count: int = 3000, seed: int = 0, processes: int = 1) -> Path:
+    """Write ``count`` photos under ``folder``, and their true positions in ``truth.json``.
+
+    Photo ``i`` depends on (seed, i) alone, so any number of processes writes the same files.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(seed, index, str(folder)) for index in range(count)]
+    with tqdm(total=count, desc="photographing the miniature", unit="photo") as bar:
+        truth = []
+        for row in _map(jobs, processes):
+            truth.append(row)
+            bar.update()
+    (folder / "truth.json").write_text(json.dumps({"frame": "east, north, up in m", "photos": truth}))
+    return folder
+
+
+def _map(jobs: list[tuple[int, int, str]], processes: int) -> Iterator[dict[str, object]]:
+    if processes == 1:
+        yield from map(_take, jobs)
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            yield from pool.map(_take, jobs, chunksize=16)

@@ -1,0 +1,126 @@
+"""Model folders: an angle model is loaded by folder, or by the name of a bundled one.
+
+The folder has diffusers' layout (``unet vae text_encoder tokenizer scheduler``) plus
+``angle_encoder``; see docs/formats.md. Only safetensors are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from gps_guidance.encoders import AngleEncoder
+
+BUNDLED = Path(__file__).parent / "miniature" / "models"
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass
+class DiffusionModel:
+    """The parts of a latent diffusion model; ``angle_encoder`` is None for a plain text model."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    angle_encoder: AngleEncoder | None
+    path: str
+
+    def modules(self) -> dict[str, Any]:
+        named = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        if self.angle_encoder is not None:
+            named["angle_encoder"] = self.angle_encoder
+        return named
+
+    def to(self, device: str | torch.device) -> DiffusionModel:
+        for module in self.modules().values():
+            module.to(device)
+        return self
+
+    def freeze(self) -> DiffusionModel:
+        for module in self.modules().values():
+            module.requires_grad_(False).eval()
+        return self
+
+    @property
+    def angle(self) -> AngleEncoder:
+        """The angle encoder, where the caller knows that there is one."""
+        assert self.angle_encoder is not None
+        return self.angle_encoder
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Prompts -> CLIP's last hidden state [B, L, D]."""
+        tokens = self.tokenizer(
+            prompts, padding="max_length", truncation=True, return_tensors="pt",
+            max_length=self.tokenizer.model_max_length,
+        ).input_ids
+        return self.text_encoder(tokens.to(self.text_encoder.device))[0]
+
+    def null_text(self, batch_size: int) -> Tensor:
+        """The tokens of "no text" [B, L, D] by the convention saved with the weights."""
+        null = self.encode_text([""]).expand(batch_size, -1, -1)
+        convention = self.angle.config.null_text if self.angle_encoder is not None else "empty"
+        return torch.zeros_like(null) if convention == "zeros" else null
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write every part under ``folder``, safetensors only."""
+        for name, module in self.modules().items():
+            module.save_pretrained(Path(folder) / name, safe_serialization=True)
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        self.scheduler.save_pretrained(Path(folder) / "scheduler")
+
+
+def resolve_model(name_or_path: str | Path) -> Path:
+    """The folder of a bundled model's name or of a path; ValueError says what was looked for."""
+    for folder in (Path(name_or_path).expanduser(), BUNDLED / str(name_or_path)):
+        if folder.is_dir():
+            return folder
+    bundled = sorted(p.name for p in BUNDLED.iterdir()) if BUNDLED.is_dir() else []
+    raise ValueError(
+        f"There is no model folder {str(name_or_path)!r}. Give the folder that "
+        f"`gps-guidance train angle` wrote, or a bundled model: {', '.join(bundled) or 'none'}."
+    )
+
+
+def load_model(name_or_path: str | Path) -> DiffusionModel:
+    """Load any model folder in diffusers' layout, float32 on the CPU, frozen."""
+    folder = resolve_model(name_or_path)
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise ValueError(
+            f"{folder} is not a complete model folder: {', '.join(missing)} missing. It must hold "
+            f"{', '.join(PARTS)} and, for an angle model, angle_encoder."
+        )
+    safe: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
+    encoder = folder / "angle_encoder"
+    return DiffusionModel(
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet", **safe),
+        vae=AutoencoderKL.from_pretrained(folder / "vae", **safe),
+        text_encoder=CLIPTextModel.from_pretrained(
+            folder / "text_encoder", use_safetensors=True, dtype=torch.float32
+        ),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=DDPMScheduler.from_pretrained(folder / "scheduler"),
+        angle_encoder=AngleEncoder.from_pretrained(encoder, **safe) if encoder.is_dir() else None,
+        path=str(name_or_path),
+    ).freeze()
+
+
+def load_angle_model(name_or_path: str | Path) -> DiffusionModel:
+    """Load an angle model; ValueError if the folder holds a GPS model or a plain text model."""
+    folder = resolve_model(name_or_path)
+    if not (folder / "angle_encoder").is_dir():
+        gps = (folder / "gps_encoder").is_dir()
+        kind = "a GPS model of a city (gps_encoder)" if gps else "a text model"
+        raise ValueError(
+            f"{folder} holds {kind}, but an angle model (angle_encoder) is needed here. Train one "
+            f"with `gps-guidance train angle`, or use the bundled miniature-pisa."
+        )
+    return load_model(folder)

@@ -1,0 +1,85 @@
+"""Tiny models of the real diffusers and transformers classes, saved once per session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from gps_guidance.encoders import AngleEncoder, GPSEncoder
+from gps_guidance.miniature.nets import tiny_tokenizer
+from gps_guidance.models import DiffusionModel
+
+TOKEN_DIM = 16
+RESOLUTION = 32  # pixels; latents are 8 x 8
+
+
+def tiny_parts(angle_encoder: AngleEncoder | None = None) -> DiffusionModel:
+    """An untrained latent diffusion model: f4 VAE, two-level UNet, two-layer CLIP text encoder."""
+    tokenizer = tiny_tokenizer(["A photo of Leaning Tower of Pisa, side front back view"])
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=TOKEN_DIM, intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length, projection_dim=TOKEN_DIM,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return DiffusionModel(
+        unet=UNet2DConditionModel(
+            sample_size=RESOLUTION // 4, in_channels=4, out_channels=4, block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1,
+            cross_attention_dim=TOKEN_DIM, attention_head_dim=2, norm_num_groups=4,
+        ),
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4,
+            norm_num_groups=4, scaling_factor=0.5, sample_size=RESOLUTION,
+        ),
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=tokenizer,
+        scheduler=DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+        ),
+        angle_encoder=angle_encoder,
+        path="tiny",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_angle_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny angle model of Pisa, 32 px."""
+    folder = tmp_path_factory.mktemp("tiny-angle")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = AngleEncoder(
+            cross_attention_dim=TOKEN_DIM, resolution=RESOLUTION, landmark="Leaning Tower of Pisa",
+            center=(43.722952, 10.396597),
+        )
+        tiny_parts(encoder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny text-to-image model, 32 px."""
+    folder = tmp_path_factory.mktemp("tiny-sd")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        tiny_parts().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gps_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny GPS model of a city around Pisa, 32 px."""
+    folder = tmp_path_factory.mktemp("tiny-gps")
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        tiny_parts().save_pretrained(folder)
+        encoder = GPSEncoder(cross_attention_dim=TOKEN_DIM, bounds=(43.70, 10.38, 43.74, 10.42))
+        encoder.save_pretrained(folder / "gps_encoder", safe_serialization=True)
+    return folder

@@ -1,0 +1,418 @@
+"""The portable engine end to end on a tiny real model: training, resuming, refusals, exit codes."""
+
+import errno
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+
+from gps_guidance.lift import engine, system
+from gps_guidance.lift.callbacks import AtomicCheckpointIO, GracefulStop
+from gps_guidance.lift.config import load_config
+from gps_guidance.lift.plan import make_plan
+from gps_guidance.lift.system import build_optimizer, build_scheduler, seed_step
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny_config(model: Path) -> dict:
+    """8 x 8 renders of a 4 + 8 grid, 8 samples a ray, two test views."""
+    return {
+        "name": "tiny", "tag": "t", "use_timestamp": False, "exp_root_dir": "out", "seed": 3,
+        "data_type": "random-camera-datamodule",
+        "data": {
+            "batch_size": 2, "width": 8, "height": 8, "eval_width": 8, "eval_height": 8,
+            "n_val_views": 1, "n_test_views": 2, "camera_distance_range": [2.5, 2.5],
+            "fovy_range": [40, 40], "elevation_range": [-20, 0], "camera_perturb": 0.0,
+            "center_perturb": 0.0, "up_perturb": 0.0,
+        },
+        "system_type": "dreamfusion-system",
+        "system": {
+            "geometry_type": "gps-pyramid-grid",
+            "geometry": {"radius": 1.0, "levels": [4, 8], "isosurface_resolution": 12,
+                         "isosurface_threshold": "auto"},
+            "material_type": "no-material",
+            "material": {"requires_normal": True},
+            "background_type": "solid-color-background",
+            "background": {},
+            "renderer_type": "nerf-volume-renderer",
+            "renderer": {"radius": 1.0, "num_samples_per_ray": 8},
+            "guidance_type": "gps-sds-guidance",
+            "guidance": {"pretrained_model_name_or_path": str(model), "guidance_scale": 3.0,
+                         "max_step_percent": [0, 0.98, 0.5, 6]},
+            "prompt_processor_type": "gps-prompt-processor",
+            "prompt_processor": {"pretrained_model_name_or_path": str(model)},
+            "loss": {"lambda_sds": 1.0, "lambda_orient": [0, 0.1, 1.0, 6], "lambda_sparsity": 0.1,
+                     "lambda_opaque": 0.1},
+            "optimizer": {"name": "Adam", "args": {"lr": 0.05, "betas": [0.9, 0.99]},
+                          "params": {"geometry.levels.0": {"lr": 0.05},
+                                     "geometry.levels.1": {"lr": 0.01}}},
+            "scheduler": {"name": "ExponentialLR", "interval": "step", "args": {"gamma": 0.9}},
+            "exporter": {"fmt": "glb"},
+        },
+        "trainer": {"max_steps": 6, "val_check_interval": 3, "num_sanity_val_steps": 0,
+                    "log_every_n_steps": 1, "enable_progress_bar": False},
+        "checkpoint": {"save_last": True, "save_top_k": -1, "every_n_train_steps": 3},
+    }
+
+
+@pytest.fixture
+def config(tmp_path, tiny_angle_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tiny_angle_model)))
+    return path
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """(global step, loss) of every training step, in order."""
+    seen = []
+    original = system.DreamFusionSystem.training_step
+
+    def recorded(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        seen.append((self.global_step, loss.item()))
+        return loss
+
+    monkeypatch.setattr(system.DreamFusionSystem, "training_step", recorded)
+    return seen
+
+
+@pytest.fixture
+def messages(caplog):
+    """Warnings and errors of the package, as the user reads them."""
+    caplog.set_level(logging.INFO, logger="gps_guidance")
+    return lambda: "\n".join(r.getMessage() for r in caplog.records)
+
+
+def run(config, mode, *overrides):
+    return engine.launch(["--config", str(config), f"--{mode}", "--gpu", "cpu", "--engine",
+                          "portable", *overrides])
+
+
+def test_training_writes_threestudios_trial_folder(config, losses):
+    assert run(config, "train") == 0
+    trial = Path("out/tiny/t")
+    assert [step for step, _ in losses] == list(range(6))
+    assert all(math.isfinite(loss) for _, loss in losses)
+    for name in ("cmd.txt", "configs/raw.yaml", "configs/parsed.yaml", "ckpts/last.ckpt",
+                 "ckpts/epoch=0-step=3.ckpt", "ckpts/epoch=0-step=6.ckpt", "save/it3-0.png",
+                 "save/it6-0.png", "save/it6-test/0.png", "save/it6-test/1.png",
+                 "save/it6-test.mp4", "save/it6-test-grid.png", "csv_logs/version_0/metrics.csv"):
+        assert (trial / name).is_file(), name
+    assert not (trial / "code").exists()  # photos beside the code must not leak into a trial
+    saved = torch.load(trial / "ckpts/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 6
+    assert {k.split(".")[0] for k in saved["state_dict"]} <= {
+        "geometry", "material", "background", "renderer"}
+    header = (trial / "csv_logs/version_0/metrics.csv").read_text().splitlines()[0]
+    assert {"train/loss_sds", "train/loss_orient", "train_params/lambda_orient"} <= set(
+        header.split(","))
+
+
+def test_a_stopped_and_resumed_run_repeats_the_losses_bit_for_bit(config, losses):
+    assert run(config, "train", "tag=straight") == 0
+    straight = list(losses)
+    losses.clear()
+    assert run(config, "train", "trainer.max_steps=3") == 0
+    assert run(config, "train", "resume=last") == 0
+    assert losses == straight
+    ends = [torch.load(f"out/tiny/{tag}/ckpts/last.ckpt", weights_only=True)
+            for tag in ("straight", "t")]
+    for key, value in ends[0]["state_dict"].items():
+        assert torch.equal(value, ends[1]["state_dict"][key]), key
+    assert ends[0]["lr_schedulers"] == ends[1]["lr_schedulers"]
+    assert not list(Path("out/tiny/t/ckpts").glob("last-v*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_checkpoint_that_resumes_exactly(
+        config, losses, monkeypatch, messages, number):
+    assert run(config, "train", "tag=straight") == 0
+    straight = list(losses)
+    losses.clear()
+    original = system.DreamFusionSystem.on_train_batch_start
+
+    def signalled(self, batch, batch_idx):
+        original(self, batch, batch_idx)
+        if self.global_step == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(system.DreamFusionSystem, "on_train_batch_start", signalled)
+    before = signal.getsignal(signal.SIGINT)
+    assert run(config, "train") == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(system.DreamFusionSystem, "on_train_batch_start", original)
+    assert len(losses) == 4  # the step in which the signal came was finished
+    checkpoint = os.path.join("out", "tiny", "t", "ckpts", "last.ckpt")
+    parsed = os.path.join("out", "tiny", "t", "configs", "parsed.yaml")
+    assert f"python launch.py --config {parsed} --train resume={checkpoint}" in messages()
+    assert run(parsed, "train", f"resume={checkpoint}") == 0
+    assert losses == straight
+
+
+def test_a_signal_during_validation_also_resumes_exactly(config, losses, monkeypatch):
+    assert run(config, "train", "tag=straight") == 0
+    straight = list(losses)
+    losses.clear()
+    original = system.DreamFusionSystem.validation_step
+
+    def signalled(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(system.DreamFusionSystem, "validation_step", signalled)
+    assert run(config, "train") == 130
+    assert len(losses) == 3
+    monkeypatch.setattr(system.DreamFusionSystem, "validation_step", original)
+    assert run(config, "train", "resume=last") == 0
+    assert losses == straight
+
+
+def test_ctrl_c_in_a_real_process_leaves_no_traceback(config):
+    code = (
+        "import os, signal, sys\n"
+        "from gps_guidance.lift import engine, system\n"
+        "step = system.DreamFusionSystem.training_step\n"
+        "def signalled(self, batch, index):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return step(self, batch, index)\n"
+        "system.DreamFusionSystem.training_step = signalled\n"
+        "sys.exit(engine.launch(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--config", str(config), "--train", "--gpu", "cpu"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr and "Resume with: python launch.py" in done.stderr
+
+
+def test_seconds_add_up_over_a_resume(config):
+    assert run(config, "train", "trainer.max_steps=2", "checkpoint.every_n_train_steps=1") == 0
+    saved = torch.load("out/tiny/t/ckpts/last.ckpt", weights_only=True)
+    saved["gps_guidance"]["seconds"] = 1000.0
+    torch.save(saved, "out/tiny/t/ckpts/last.ckpt")
+    assert run(config, "train", "trainer.max_steps=3", "resume=last",
+               "checkpoint.every_n_train_steps=1") == 0
+    assert 1000 < torch.load("out/tiny/t/ckpts/last.ckpt", weights_only=True)[
+        "gps_guidance"]["seconds"] < 1100
+
+
+def test_validate_test_and_export_use_the_checkpoints_step(config):
+    assert run(config, "train", "trainer.max_steps=3") == 0
+    checkpoint = "resume=out/tiny/t/ckpts/epoch=0-step=3.ckpt"
+    save = Path("out/tiny/t/save")
+    trained = (save / "it3-test/1.png").read_bytes()
+    (save / "it3-0.png").unlink()
+    (save / "it3-test/1.png").unlink()
+    assert run(config, "validate", checkpoint) == 0
+    assert (save / "it3-0.png").is_file()
+    assert run(config, "test", checkpoint) == 0
+    assert (save / "it3-test/1.png").read_bytes() == trained
+    assert run(config, "export", checkpoint) == 0
+    assert (save / "it3-export/model.glb").is_file()
+
+
+def test_weights_start_another_run_without_its_optimiser(config, losses):
+    assert run(config, "train", "trainer.max_steps=3") == 0
+    assert run(config, "train", "tag=second", "trainer.max_steps=1",
+               "system.weights=out/tiny/t/ckpts/last.ckpt") == 0
+    assert [step for step, _ in losses] == [0, 1, 2, 0]
+
+
+def test_milestones_change_the_render_size(config, monkeypatch):
+    sizes = []
+    original = system.DreamFusionSystem.guidance_terms
+
+    def recorded(self, out, batch):
+        sizes.append(tuple(out["comp_rgb"].shape[:3]))
+        return original(self, out, batch)
+
+    monkeypatch.setattr(system.DreamFusionSystem, "guidance_terms", recorded)
+    assert run(config, "train", "data.height=[4,8]", "data.width=[4,8]", "data.batch_size=[2,1]",
+               "data.resolution_milestones=[2]", "trainer.max_steps=4") == 0
+    assert sizes == [(2, 4, 4), (2, 4, 4), (1, 8, 8), (1, 8, 8)]
+
+
+@pytest.mark.parametrize("override, message", [
+    ("system.geometry_type=gps-pyramid-gird", "Did you mean 'gps-pyramid-grid'"),
+    ("data_type=nothing-like-it", "data_type is 'nothing-like-it'"),
+    ("system.geometry.radus=1", "Unknown key system.geometry.radus = 1. Did you mean 'radius'"),
+    ("system.renderer.num_samples_per_ray=many", "system.renderer.num_samples_per_ray is 'many'"),
+    ("system.losss.lambda_sds=1", "Unknown key system.losss"),
+    ("system.loss.lambda_sparse=1", "Did you mean 'lambda_sparsity'"),
+    ("system.loss.lambda_sds=[1,2]", "system.loss.lambda_sds is [1, 2]"),
+    ("trainer.max_step=1", "Unknown key trainer.max_step = 1. Did you mean 'max_steps'"),
+    ("trainer.devices=2", "trainer.devices is set by the engine"),
+    ("checkpoint.every_n_steps=2", "Unknown key checkpoint.every_n_steps"),
+    ("system.optimizer.name=Adm", "Did you mean 'Adam'"),
+    ("system.optimizer.args.learning_rate=1", "system.optimizer (Adam)"),
+    ("system.optimizer.params.geometri={lr: 0.1}", "Did you mean 'geometry'"),
+    ("system.scheduler.name=ExponentialLRs", "Did you mean 'ExponentialLR'"),
+    ("system.geometry_convert_from=a.ckpt", "system.geometry_convert_from"),
+    ("system.guidance.pretrained_model_name_or_path=nowhere", "no model folder 'nowhere'"),
+    ("system.weights=nowhere.ckpt", "nowhere.ckpt"),
+    ("resume=nowhere.ckpt", "resume=nowhere.ckpt: there is no such file"),
+    ("resume=last", "there is no checkpoint"),
+    ("trainer.max_steps=-1", "trainer.max_steps is missing"),
+    ("system.exporter.fmt=fbx", "system.exporter.fmt is 'fbx'"),
+])
+def test_what_is_wrong_is_one_line_and_exit_2(config, messages, capfd, override, message):
+    assert run(config, "train", override) == 2
+    assert message in messages()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_loss_of_the_guidance_without_a_lambda_is_refused(config, messages):
+    values = yaml.safe_load(config.read_text())
+    values["system"]["guidance"]["use_img_loss"] = True
+    config.write_text(yaml.safe_dump(values))
+    assert run(config, "train") == 2
+    assert "system.loss.lambda_sds_img is missing" in messages()
+    del values["system"]["loss"]["lambda_orient"]
+    config.write_text(yaml.safe_dump(values))
+    assert run(config, "train") == 2
+    assert "system.loss.lambda_orient is missing" in messages()
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(config, messages):
+    Path("bad.ckpt").write_bytes(b"not a checkpoint")
+    assert run(config, "train", "resume=bad.ckpt") == 2
+    assert run(config, "test", "resume=bad.ckpt") == 2
+    assert messages().count("bad.ckpt is not a checkpoint") == 2
+    assert run(config, "train", "trainer.max_steps=3") == 0
+    assert run(config, "test", "resume=last", "system.geometry.levels=[4,6]") == 2
+    assert "another geometry" in messages()
+
+
+def test_flags(config, messages, capfd):
+    assert engine.launch(["--config", str(config)]) == 2
+    assert engine.launch(["--help"]) == 0
+    assert engine.launch(["--config", str(config), "--train", "--gradio"]) == 2
+    assert engine.launch(["--config", str(config), "--train", "--gpu", "0,1"]) == 2
+    assert engine.launch(["--config", str(config), "--train", "--engine", "threestudio"]) == 2
+    assert engine.launch(["--config", "nowhere", "--train"]) == 2
+    said = messages()
+    for part in ("--gradio", "runs on one device", "threestudio is not importable", "no such file"):
+        assert part in said
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_engine_device_and_model_are_logged(config, messages, tiny_angle_model):
+    assert run(config, "validate") == 0
+    assert f"Engine: portable. Device: cpu. Model: {tiny_angle_model}" in messages()
+
+
+def test_a_full_disk_is_one_message_and_leaves_the_old_checkpoint(config, messages, monkeypatch):
+    assert run(config, "train", "trainer.max_steps=3") == 0
+    before = Path("out/tiny/t/ckpts/last.ckpt").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gps_guidance.lift.callbacks.torch.save", full)
+    assert run(config, "train", "resume=last") == 1
+    assert "The disk is full" in messages() and "Resume with" in messages()
+    assert Path("out/tiny/t/ckpts/last.ckpt").read_bytes() == before
+    assert not list(Path("out/tiny/t/ckpts").glob(".*"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_torch_reports_a_full_disk_as_an_oserror():
+    from gps_guidance.lift.callbacks import _Plain
+
+    with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as file:
+        torch.save({"a": torch.zeros(10)}, _Plain(file))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_checkpoints_appear_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.ckpt"
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"a": torch.arange(3)}, path)
+    assert torch.equal(io.load_checkpoint(path)["a"], torch.arange(3))
+    with pytest.raises(AttributeError):  # a local function cannot be pickled
+        io.save_checkpoint({"a": lambda: None}, path)
+    assert torch.equal(io.load_checkpoint(path)["a"], torch.arange(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("requested, device, used", [
+    ("16-mixed", "cpu", "32-true"), (16, "cpu", "32-true"), ("16-mixed", "mps", "32-true"),
+    ("16-mixed", "cuda", "16-mixed"), ("bf16-mixed", "cpu", "bf16-mixed"),
+    ("bf16-mixed", "mps", "32-true"), (None, "cpu", "32-true"), (32, "cuda", 32),
+])
+def test_precision_falls_back_where_the_device_lacks_it(requested, device, used):
+    assert engine.choose_precision(requested, device) == used
+
+
+def test_half_precision_configs_train_on_a_cpu(config, messages, losses):
+    assert run(config, "train", "trainer.precision=16-mixed", "trainer.max_steps=1") == 0
+    assert "trainer.precision 16-mixed does not work on cpu" in messages()
+
+
+def test_seed_step_depends_on_both_numbers_and_nothing_else():
+    def draw(seed, step):
+        seed_step(seed, step)
+        return torch.rand(2).tolist()
+
+    first = draw(0, 1)
+    torch.rand(5)
+    assert draw(0, 1) == first
+    assert len({tuple(draw(seed, step)) for seed in range(4) for step in range(4)}) == 16
+    assert draw(-1, 0) != draw(1, 0)
+
+
+def test_optimiser_groups_and_nested_schedulers():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    optimizer = build_optimizer(
+        {"name": "AdamW", "args": {"lr": 1.0}, "params": {"0": {"lr": 0.5}, "1.bias": None}}, module)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.5, 1.0]
+    assert [len(g["params"]) for g in optimizer.param_groups] == [2, 1]
+    built = build_scheduler({"name": "SequentialLR", "interval": "step", "milestones": [1],
+                             "schedulers": [{"name": "ConstantLR", "args": {"factor": 0.1}},
+                                            {"name": "ExponentialLR", "args": {"gamma": 0.5}}]},
+                            optimizer)
+    assert built["interval"] == "step"
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.1)
+
+
+def test_every_shipped_3d_config_is_accepted_as_it_is():
+    for path in sorted((ROOT / "threestudio_configs").glob("*.yaml")):
+        raw = yaml.safe_load(path.read_text())
+        extra = []
+        if raw["system"]["prompt_processor"].get("prompt") == "???":
+            extra.append("system.prompt_processor.prompt=a tower")
+        if raw["system"]["guidance"].get("pretrained_model_name_or_path") == "???":
+            extra.append("system.guidance.pretrained_model_name_or_path=somewhere")
+        make_plan(load_config(str(path), extra))
+
+
+def test_the_bar_counts_steps_of_an_endless_loader(config, capfd):
+    assert run(config, "train", "trainer.enable_progress_bar=true", "trainer.max_steps=3") == 0
+    shown = capfd.readouterr().out
+    assert "3/3" in shown and "loss=" in shown
+
+
+def test_without_a_first_step_there_is_nothing_to_save(tmp_path):
+    stop = GracefulStop(tmp_path / "last.ckpt")
+    stop.request()
+    stop.on_train_batch_end(pl.Trainer(logger=False, enable_checkpointing=False))
+    assert not stop.saved
+
+
+def test_run_is_reported(config):
+    assert run(config, "train", "trainer.max_steps=1") == 0
+    metrics = json.loads(Path("out/tiny/t/metrics.json").read_text())
+    assert metrics["engine"] == "portable" and metrics["device"] == "cpu"
+    assert metrics["seconds"] > 0 and metrics["peak_memory_bytes"] > 1e7

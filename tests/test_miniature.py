@@ -1,0 +1,143 @@
+"""The miniature: exact geometry, photos as a crowd takes them, scores against the truth."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from gps_guidance import geo
+from gps_guidance.miniature import photographer, shapes, tower, truth
+
+
+def rays(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rays from points around the scene towards points near its middle."""
+    g = torch.Generator().manual_seed(seed)
+    origins = F.normalize(torch.randn(count, 3, generator=g), dim=-1) * 120
+    targets = torch.randn(count, 3, generator=g) * 12 + torch.tensor([0.0, 0.0, 15.0])
+    return origins, F.normalize(targets - origins, dim=-1)
+
+
+@pytest.mark.parametrize("shape", tower.build_shapes(), ids=lambda s: type(s).__name__)
+def test_the_hit_is_where_the_ray_enters_the_solid(shape: shapes.Shape) -> None:
+    origins, directions = rays(4000)
+    t, normals = shape.hit(origins, directions)
+    hit = t.isfinite()
+    before = origins[hit] + (t[hit, None] - 0.02) * directions[hit]
+    after = origins[hit] + (t[hit, None] + 0.02) * directions[hit]
+    grazing = (normals[hit] * directions[hit]).sum(-1).abs() < 0.1
+    assert not shape.inside(before)[~grazing].any()
+    assert shape.inside(after)[~grazing].float().mean() > 0.98
+    assert ((normals[hit] * directions[hit]).sum(-1) < 1e-4).all()
+
+
+@pytest.mark.parametrize("shape", tower.build_shapes(), ids=lambda s: type(s).__name__)
+def test_a_missed_ray_meets_no_inside_point(shape: shapes.Shape) -> None:
+    origins, directions = rays(1500, seed=1)
+    t, _ = shape.hit(origins, directions)
+    missed = ~t.isfinite()
+    along = torch.linspace(1, 240, 600)
+    points = origins[missed, None] + along[:, None] * directions[missed, None]
+    inside = shape.inside(points.reshape(-1, 3)).reshape(points.shape[:2])
+    assert inside.any(dim=1).float().mean() < 0.01  # rays that only graze
+
+
+def test_every_point_of_a_solid_lies_in_its_sphere() -> None:
+    g = torch.Generator().manual_seed(0)
+    points = (torch.rand(40000, 3, generator=g) - 0.5) * 90 + torch.tensor([0.0, 0.0, 25.0])
+    for shape in tower.build_shapes():
+        center, radius = shape.sphere()
+        inside = points[shape.inside(points)]
+        assert ((inside - inside.new_tensor(center)).norm(dim=-1) <= radius + 1e-4).all()
+
+
+def test_the_tower_leans_to_its_bearing() -> None:
+    x, y, z = tower._lean_axis()
+    assert math.degrees(math.acos(z)) == pytest.approx(tower.LEAN_DEG)
+    assert math.degrees(math.atan2(x, y)) % 360 == pytest.approx(tower.LEAN_BEARING_DEG)
+
+
+def test_views_from_all_sides_differ() -> None:
+    scene = tower.Scene()
+    masks = [photographer.truth_view(scene, b, 32)[0]["mask"] > 0.5 for b in range(0, 360, 30)]
+    for i, a in enumerate(masks):
+        for b in masks[i + 1 :]:
+            assert float((a & b).sum() / (a | b).sum()) < 0.95
+
+
+def test_a_photo_from_the_east_shows_the_baptistery_in_front() -> None:
+    """Handedness: standing north-east (65 degrees) the dome is straight ahead, not mirrored."""
+    picture, c2w, _ = photographer.truth_view(tower.Scene(), 64.0, 64)
+    assert c2w[0, 3] > 0 and c2w[1, 3] > 0
+    teal = (picture["rgb"][..., 1] > picture["rgb"][..., 0] * 1.3) & (picture["mask"] > 0.9)
+    columns = torch.nonzero(teal[20:40])[:, 1].float()
+    assert abs(columns.mean() - 32) < 6
+
+
+def test_depth_and_occupancy_agree() -> None:
+    scene = tower.Scene()
+    picture, c2w, fovy = photographer.truth_view(scene, 100.0, 48)
+    solid = picture["mask"] == 1
+    assert (picture["depth"][solid] < 140).all()
+    assert picture["depth"][picture["mask"] == 0].isinf().all()
+    assert bool(scene.occupied(torch.tensor([0.0, 0.0, 20.0])))
+    assert not bool(scene.occupied(torch.tensor([0.0, 0.0, 60.0])))
+
+
+def test_frames_round_trip() -> None:
+    points = torch.randn(10, 3)
+    assert torch.allclose(tower.to_scene_units(tower.to_metres(points)), points, atol=1e-5)
+
+
+def test_photos_carry_gps_and_are_reproducible(tmp_path) -> None:
+    photographer.take_photos(tmp_path / "a", 3, seed=5)
+    photographer.take_photos(tmp_path / "b", 3, seed=5, processes=2)
+    positions = json.loads((tmp_path / "a" / "truth.json").read_text())["photos"]
+    for row in positions:
+        a, b = tmp_path / "a" / row["file"], tmp_path / "b" / row["file"]
+        assert a.read_bytes() == b.read_bytes()
+        gps = Image.open(a).getexif().get_ifd(0x8825)
+        lat, lon = (float(v[0]) + float(v[1]) / 60 + float(v[2]) / 3600 for v in (gps[2], gps[4]))
+        east_north = geo.local_m((lat, lon), tower.CENTER)
+        assert np.linalg.norm(east_north - row["position_m"][:2]) < 6 * photographer.GPS_NOISE_M
+
+
+def test_exif_keeps_the_hemisphere() -> None:
+    ifd = photographer.gps_exif(-33.857, -151.215, "2024:01:01 12:00:00").get_ifd(0x8825)
+    assert (ifd[1], ifd[3]) == ("S", "W")
+    assert [float(v) for v in ifd[2]] == pytest.approx([33, 51, 25.2])
+
+
+def test_the_truth_scores_perfectly_and_a_turned_one_is_aligned() -> None:
+    scene = tower.Scene()
+
+    def turned(offset_deg: float):
+        def view(c2w, fovy, height, width):
+            bearing = math.degrees(math.atan2(c2w[0, 3], c2w[1, 3])) - offset_deg
+            picture, *_ = photographer.truth_view(scene, bearing, height)
+            return {
+                "rgb": picture["rgb"], "opacity": picture["mask"],
+                "depth": picture["depth"] / tower.METRES_PER_UNIT,
+            }
+
+        def density(points):
+            t = math.radians(offset_deg)
+            x = points[:, 0] * math.cos(t) - points[:, 1] * math.sin(t)
+            y = points[:, 0] * math.sin(t) + points[:, 1] * math.cos(t)
+            world = torch.stack([x, y, points[:, 2]], dim=-1)
+            return scene.occupied(tower.to_metres(world)).float() * 100
+
+        return view, density
+
+    exact = truth.score(*turned(0.0), radius=1.4, size=32)
+    assert exact["mask_iou"] == pytest.approx(1.0)
+    assert exact["occupancy_iou"] > 0.999
+    assert exact["depth_error"] < 1e-5
+    rotated = truth.score(*turned(45.0), radius=1.4, size=32)
+    assert rotated["mask_iou"] < 0.8
+    assert rotated["aligned_turn_deg"] == pytest.approx(45.0)
+    assert rotated["aligned_mask_iou"] > 0.999
+    assert rotated["aligned_occupancy_iou"] > 0.97
