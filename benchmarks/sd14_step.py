@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, installed or not
+
 GOAL_SECONDS = 60.0
 GOAL_GIB = 8.0
 

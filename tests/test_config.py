@@ -63,7 +63,8 @@ class Sample:
 
 
 def test_interpolation_resolvers_and_overrides(config):
-    cfg = load_config(str(config), ["system.prompt_processor.prompt=a leaning tower", "data.width=9"])
+    prompt = "system.prompt_processor.prompt=a leaning tower"
+    cfg = load_config(str(config), [prompt, "data.width=9"])
     assert cfg.data == {"width": 9, "height": 9}
     assert cfg.tag == "a_leaning_tower"
     assert cfg.trial_dir.replace("\\", "/") == "outputs/tower/a_leaning_tower"
@@ -89,7 +90,7 @@ def test_something_that_is_no_override_is_refused(config, override):
 
 def test_bad_interpolation_and_bad_yaml(config, tmp_path):
     with pytest.raises(ValueError, match="data.height"):
-        load_config(str(config), ["system.prompt_processor.prompt=x", "data.height=${data.nothing}"])
+        load_config(str(config), ["system.prompt_processor.prompt=x", "data.height=${data.none}"])
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1, 2\nb: }")
     with pytest.raises(ValueError, match="not valid YAML"):

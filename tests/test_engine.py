@@ -17,8 +17,8 @@ import yaml
 
 from gps_guidance.lift import engine, system
 from gps_guidance.lift.callbacks import AtomicCheckpointIO, GracefulStop
-from gps_guidance.lift.config import load_config
-from gps_guidance.lift.plan import make_plan
+from gps_guidance.lift.config import ExperimentConfig, load_config
+from gps_guidance.lift.plan import find_resume, make_plan
 from gps_guidance.lift.system import build_optimizer, build_scheduler, seed_step
 
 ROOT = Path(__file__).parents[1]
@@ -73,9 +73,8 @@ def config(tmp_path, tiny_angle_model, monkeypatch):
     return path
 
 
-@pytest.fixture
-def losses(monkeypatch):
-    """(global step, loss) of every training step, in order."""
+def record_losses(monkeypatch):
+    """(global step, loss) of every training step from now on, in order."""
     seen = []
     original = system.DreamFusionSystem.training_step
 
@@ -86,6 +85,24 @@ def losses(monkeypatch):
 
     monkeypatch.setattr(system.DreamFusionSystem, "training_step", recorded)
     return seen
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    return record_losses(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, tiny_angle_model):
+    """An uninterrupted run of six steps: (its losses, its trial folder)."""
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        path = folder / "tiny.yaml"
+        path.write_text(yaml.safe_dump(tiny_config(tiny_angle_model)))
+        seen = record_losses(patch)
+        assert run(path, "train") == 0
+    return seen, folder / "out" / "tiny" / "t"
 
 
 @pytest.fixture
@@ -100,9 +117,8 @@ def run(config, mode, *overrides):
                           "portable", *overrides])
 
 
-def test_training_writes_threestudios_trial_folder(config, losses):
-    assert run(config, "train") == 0
-    trial = Path("out/tiny/t")
+def test_training_writes_threestudios_trial_folder(straight):
+    losses, trial = straight
     assert [step for step, _ in losses] == list(range(6))
     assert all(math.isfinite(loss) for _, loss in losses)
     for name in ("cmd.txt", "configs/raw.yaml", "configs/parsed.yaml", "ckpts/last.ckpt",
@@ -120,15 +136,12 @@ def test_training_writes_threestudios_trial_folder(config, losses):
         header.split(","))
 
 
-def test_a_stopped_and_resumed_run_repeats_the_losses_bit_for_bit(config, losses):
-    assert run(config, "train", "tag=straight") == 0
-    straight = list(losses)
-    losses.clear()
+def test_a_stopped_and_resumed_run_repeats_the_losses_bit_for_bit(config, losses, straight):
     assert run(config, "train", "trainer.max_steps=3") == 0
     assert run(config, "train", "resume=last") == 0
-    assert losses == straight
-    ends = [torch.load(f"out/tiny/{tag}/ckpts/last.ckpt", weights_only=True)
-            for tag in ("straight", "t")]
+    assert losses == straight[0]
+    ends = [torch.load(trial / "ckpts/last.ckpt", weights_only=True)
+            for trial in (straight[1], Path("out/tiny/t"))]
     for key, value in ends[0]["state_dict"].items():
         assert torch.equal(value, ends[1]["state_dict"][key]), key
     assert ends[0]["lr_schedulers"] == ends[1]["lr_schedulers"]
@@ -137,10 +150,7 @@ def test_a_stopped_and_resumed_run_repeats_the_losses_bit_for_bit(config, losses
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_with_a_checkpoint_that_resumes_exactly(
-        config, losses, monkeypatch, messages, number):
-    assert run(config, "train", "tag=straight") == 0
-    straight = list(losses)
-    losses.clear()
+        config, losses, straight, monkeypatch, messages, number):
     original = system.DreamFusionSystem.on_train_batch_start
 
     def signalled(self, batch, batch_idx):
@@ -158,13 +168,10 @@ def test_a_signal_stops_with_a_checkpoint_that_resumes_exactly(
     parsed = os.path.join("out", "tiny", "t", "configs", "parsed.yaml")
     assert f"python launch.py --config {parsed} --train resume={checkpoint}" in messages()
     assert run(parsed, "train", f"resume={checkpoint}") == 0
-    assert losses == straight
+    assert losses == straight[0]
 
 
-def test_a_signal_during_validation_also_resumes_exactly(config, losses, monkeypatch):
-    assert run(config, "train", "tag=straight") == 0
-    straight = list(losses)
-    losses.clear()
+def test_a_signal_during_validation_also_resumes_exactly(config, losses, straight, monkeypatch):
     original = system.DreamFusionSystem.validation_step
 
     def signalled(self, batch, batch_idx):
@@ -176,7 +183,7 @@ def test_a_signal_during_validation_also_resumes_exactly(config, losses, monkeyp
     assert len(losses) == 3
     monkeypatch.setattr(system.DreamFusionSystem, "validation_step", original)
     assert run(config, "train", "resume=last") == 0
-    assert losses == straight
+    assert losses == straight[0]
 
 
 def test_ctrl_c_in_a_real_process_leaves_no_traceback(config):
@@ -293,6 +300,8 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(config, messages):
     assert run(config, "train", "trainer.max_steps=3") == 0
     assert run(config, "test", "resume=last", "system.geometry.levels=[4,6]") == 2
     assert "another geometry" in messages()
+    assert run(config, "train", "resume=last", "system.geometry.levels=[4,6]") == 2
+    assert run(config, "train", "resume=last", "system.geometry.levels=[4,8,8]") == 2
 
 
 def test_flags(config, messages, capfd):
@@ -339,11 +348,12 @@ def test_torch_reports_a_full_disk_as_an_oserror():
 def test_checkpoints_appear_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.ckpt"
     io = AtomicCheckpointIO()
-    io.save_checkpoint({"a": torch.arange(3)}, path)
-    assert torch.equal(io.load_checkpoint(path)["a"], torch.arange(3))
+    whole = {"state_dict": {"a": torch.arange(3)}, "epoch": 0, "global_step": 1}
+    io.save_checkpoint(whole, path)
+    assert torch.equal(io.load_checkpoint(path)["state_dict"]["a"], torch.arange(3))
     with pytest.raises(AttributeError):  # a local function cannot be pickled
-        io.save_checkpoint({"a": lambda: None}, path)
-    assert torch.equal(io.load_checkpoint(path)["a"], torch.arange(3))
+        io.save_checkpoint({**whole, "extra": lambda: None}, path)
+    assert io.load_checkpoint(path)["global_step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
@@ -375,8 +385,8 @@ def test_seed_step_depends_on_both_numbers_and_nothing_else():
 
 def test_optimiser_groups_and_nested_schedulers():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
-    optimizer = build_optimizer(
-        {"name": "AdamW", "args": {"lr": 1.0}, "params": {"0": {"lr": 0.5}, "1.bias": None}}, module)
+    optimizer = build_optimizer({"name": "AdamW", "args": {"lr": 1.0},
+                                 "params": {"0": {"lr": 0.5}, "1.bias": None}}, module)
     assert [g["lr"] for g in optimizer.param_groups] == [0.5, 1.0]
     assert [len(g["params"]) for g in optimizer.param_groups] == [2, 1]
     built = build_scheduler({"name": "SequentialLR", "interval": "step", "milestones": [1],
@@ -411,8 +421,30 @@ def test_without_a_first_step_there_is_nothing_to_save(tmp_path):
     assert not stop.saved
 
 
-def test_run_is_reported(config):
-    assert run(config, "train", "trainer.max_steps=1") == 0
-    metrics = json.loads(Path("out/tiny/t/metrics.json").read_text())
+def test_run_is_reported(straight):
+    metrics = json.loads((straight[1] / "metrics.json").read_text())
     assert metrics["engine"] == "portable" and metrics["device"] == "cpu"
     assert metrics["seconds"] > 0 and metrics["peak_memory_bytes"] > 1e7
+
+
+def test_resume_goes_on_in_the_trial_that_the_checkpoint_belongs_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in ((30, "t@1"), (10, "t@2"), (0, "tower@3")):
+        path = Path("out/tiny", name, "ckpts", "last.ckpt")
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+
+    def resumed(resume):
+        cfg = ExperimentConfig(name="tiny", tag="t", exp_root_dir="out", resume=resume)
+        find_resume(cfg)
+        return Path(cfg.resume), Path(cfg.trial_dir).name
+
+    newest = Path("out/tiny/t@2/ckpts/last.ckpt")
+    assert resumed("last") == (newest, "t@2")
+    older = "out/tiny/t@1/ckpts/last.ckpt"
+    assert resumed(older) == (Path(older), "t@1")
+    other = "out/tiny/tower@3/ckpts/last.ckpt"  # another tag: a new trial starts from it
+    assert resumed(other)[1].startswith("t@2")  # the year
+    with pytest.raises(ValueError, match="There is out"):
+        resumed("out/tiny/t@1/ckpts/missing.ckpt")

@@ -326,8 +326,8 @@ def test_stable_diffusion_has_all_keys_of_threestudio():
         "enable_sequential_cpu_offload", "enable_attention_slicing", "enable_channels_last_format",
         "guidance_scale", "grad_clip", "half_precision_weights", "min_step_percent",
         "max_step_percent", "sqrt_anneal", "trainer_max_steps", "use_img_loss", "use_sjc",
-        "var_red", "weighting_strategy", "token_merging", "token_merging_params", "view_dependent_prompting",
-        "max_items_eval",
+        "var_red", "weighting_strategy", "token_merging", "token_merging_params",
+        "view_dependent_prompting", "max_items_eval",
     }
     assert keys <= {f.name for f in fields(StableDiffusionGuidanceConfig)}
     defaults = StableDiffusionGuidanceConfig()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import pickle
 import shutil
 import signal
@@ -36,7 +35,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any,
                         storage_options: Any = None) -> None:
         with staged(path) as stage, open(stage, "wb") as file:
-            torch.save(checkpoint, _Plain(file), _use_new_zipfile_serialization=True)
+            nameless: Any = _Plain(file)
+            torch.save(checkpoint, nameless)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu",
                         weights_only: bool | None = True) -> dict[str, Any]:
@@ -102,6 +102,7 @@ class StepBar(TQDMProgressBar):
         if not sys.stdout.isatty():  # a log file that nobody watches: a line every 5 % is enough
             self._refresh_rate = max(1, trainer.max_steps // 20)
         super().on_train_start(trainer, pl_module)
+        self._begin(trainer)  # a resumed run is inside its epoch already
 
     @property
     def total_train_batches(self) -> int | float:
@@ -111,10 +112,14 @@ class StepBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
+        self._begin(trainer)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        """Count towards the last step; after a resume, time only what is left."""
         bar = self.train_progress_bar
-        bar.set_description("Training")
-        if trainer.global_step and not math.isinf(trainer.max_steps):  # resumed: time what is left
-            bar.initial = bar.n = trainer.global_step
+        bar.set_description("Training", refresh=False)
+        bar.total = trainer.max_steps if trainer.max_steps > 0 else None
+        bar.initial = bar.n = trainer.global_step
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         items: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))

@@ -345,25 +345,25 @@ def run_threestudio(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def start_log(verbose: bool) -> None:
-    """Our log to stderr; Lightning's chatter only when asked for."""
+    """Our log to stderr."""
     package = logging.getLogger("gps_guidance")
     package.setLevel(logging.DEBUG if verbose else logging.INFO)
     if not package.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
         package.addHandler(handler)
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
-    if not verbose:
-        warnings.filterwarnings("ignore", module="lightning|pytorch_lightning")
-        warnings.filterwarnings("ignore", message=".*(num_workers|LeafSpec|treespec).*")
 
 
-def quiet_loading() -> None:
-    """No progress bars for reading model files: they take a second."""
+def quiet_libraries() -> None:
+    """No chatter from Lightning, no bars for reading model files: they take a second."""
     import diffusers
+    import lightning.pytorch  # noqa: F401  (it sets its own log level when imported)
     import transformers
 
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning|pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*(num_workers|LeafSpec|treespec).*")
     for package in (diffusers, transformers):
         package.utils.logging.disable_progress_bar()
 
@@ -375,7 +375,7 @@ def run_portable(args: argparse.Namespace, overrides: Sequence[str], argv: Seque
     from gps_guidance.lift.callbacks import Interrupted
 
     if not args.verbose:
-        quiet_loading()
+        quiet_libraries()
     source = find_config(args.config)
     cfg = load_config(str(source), overrides)
     find_resume(cfg)

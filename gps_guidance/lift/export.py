@@ -92,10 +92,11 @@ def write_video(frames: Iterable[Tensor | NDArray[Any]], path: str | Path, fps: 
 
     with staged(path) as stage:
         count = 0
-        with imageio.get_writer(
+        writer: Any = imageio.get_writer(
             stage, format="FFMPEG", mode="I", fps=fps, codec="libx264", quality=8,
             pixelformat="yuv420p", macro_block_size=1,
-        ) as writer:
+        )
+        with writer:
             for frame in frames:
                 image = to_uint8(frame)
                 odd = ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0))

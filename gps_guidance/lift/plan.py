@@ -25,7 +25,7 @@ class Plan:
 
 @lru_cache(maxsize=1)
 def known_types() -> dict[str, dict[str, tuple[type, type]]]:
-    """Every type name that the engine answers to, by kind: its class and the class of its config."""
+    """Every type name that the engine answers to, by kind: its class and its config's."""
     from gps_guidance.lift import cameras, export, field, guidance, prompts, render, shading, system
 
     tables: dict[str, Any] = {

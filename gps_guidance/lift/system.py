@@ -147,7 +147,8 @@ class DreamFusionSystem(pl.LightningModule):
         self.cfg, self.seed, self.save_dir = cfg, seed, Path(save_dir)
         self.placement = placement or export.Placement()
         self.geometry, self.material = parts["geometry"], parts["material"]
-        self.background, self.renderer = parts["background"], parts["renderer"]
+        self.background = parts["background"]
+        self.renderer: Any = parts["renderer"]
         self._make_guidance, self._make_prompt_processor = make_guidance, make_prompt_processor
         self.guidance: Any = None
         self.prompt_processor: Any = None
@@ -175,15 +176,12 @@ class DreamFusionSystem(pl.LightningModule):
         saved = load_checkpoint(path)
         state = {k: v for k, v in saved["state_dict"].items()
                  if not any(k.startswith(f"{name}.") for name in ignore)}
-        try:
-            missing, unexpected = self.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise ValueError(f"{path} was made with another geometry or material than this "
-                             f"config's: {error}") from error
+        self.check_shapes(state)
+        missing, unexpected = self.load_state_dict(state, strict=False)
         if missing or unexpected:
             logger.warning("%s: %d values of this field are not in it and %d of its values are "
                            "not used.", path, len(missing), len(unexpected))
-        self.on_load_checkpoint(saved)
+        self._seconds_before = float(saved.get("gps_guidance", {}).get("seconds", 0.0))
         epoch, step = int(saved["epoch"]), int(saved["global_step"])
         self.update_parts(epoch, step, on_load_weights=True)
         return epoch, step
@@ -194,6 +192,7 @@ class DreamFusionSystem(pl.LightningModule):
 
     def update_parts(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Tell every part that has a schedule which step comes."""
+        part: Any
         for part in (self.geometry, self.material, self.background, self.renderer, self.guidance,
                      self.prompt_processor):
             if hasattr(part, "update_step"):
@@ -205,10 +204,25 @@ class DreamFusionSystem(pl.LightningModule):
         now = 0.0 if self._started is None else time.monotonic() - self._started
         return self._seconds_before + now
 
+    def check_shapes(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if a checkpoint's field has other shapes than this one."""
+        for name, value in self.state_dict().items():
+            there = state.get(name)
+            if isinstance(there, Tensor) and there.shape != value.shape:
+                raise ValueError(
+                    f"The checkpoint was made with another geometry, material or background than "
+                    f"this config's: {name} is {list(there.shape)} there, {list(value.shape)} here."
+                )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gps_guidance"] = {"seed": self.seed, "seconds": self.training_seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_shapes(checkpoint["state_dict"])
+        differing = sorted(set(checkpoint["state_dict"]) ^ set(self.state_dict()))
+        if differing:
+            raise ValueError("The checkpoint was made with another geometry, material or "
+                             f"background than this config's: {differing[0]} is in one only.")
         ours = checkpoint.get("gps_guidance", {})
         self._seconds_before = float(ours.get("seconds", 0.0))
         if ours.get("seed", self.seed) != self.seed:
@@ -237,6 +251,7 @@ class DreamFusionSystem(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         seed_step(self.seed, self.global_step)
         self.update_parts(self.current_epoch, self.global_step)
+        self.renderer.wants_normals = self.weight("lambda_orient") > 0
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return self.renderer(**batch)
@@ -253,7 +268,7 @@ class DreamFusionSystem(pl.LightningModule):
         loss = out["comp_rgb"].new_zeros(())
         for name, value in terms.items():
             loss = loss + value * self.weight(f"lambda_{name}")
-        logged = {f"train/loss_{name}": value for name, value in terms.items()}
+        logged: dict[str, Any] = {f"train/loss_{name}": value for name, value in terms.items()}
         logged.update({f"train/{name}": value for name, value in facts.items()})
         logged.update({f"train_params/{name}": self.weight(name) for name in self.cfg.loss})
         self.log_dict({k: torch.as_tensor(v, dtype=torch.float32) for k, v in logged.items()},

@@ -1,0 +1,1 @@
+"""From 2D to 3D: GPS-guided score distillation."""
