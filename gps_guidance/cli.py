@@ -66,15 +66,22 @@ def _ingest(args: argparse.Namespace) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=["angle"], help="what the photos are conditioned on")
+    parser.add_argument("kind", choices=["angle", "classifier"],
+                        help="angle: the diffusion model; classifier: a judge of bearings for it")
     parser.add_argument("dataset", help="folder written by `gps-guidance ingest`")
-    parser.add_argument("--out", required=True, metavar="MODEL", help="folder to write")
+    parser.add_argument("--out", required=True, metavar="MODEL",
+                        help="folder to write; for a classifier that of the angle model")
     parser.add_argument("--recipe", help="a YAML file, or a bundled one such as tiny-landmark")
     parser.add_argument("--class-data-dir", help="prior preservation images, kept for reuse")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
 
 
 def _train(args: argparse.Namespace) -> None:
+    if args.kind == "classifier":
+        from gps_guidance.scorers import train_angle_classifier
+
+        print(f"classifier: {train_angle_classifier(args.dataset, args.out)}")
+        return
     from gps_guidance.train import load_recipe, train_angle
 
     recipe = load_recipe(args.recipe, args.overrides)

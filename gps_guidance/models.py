@@ -70,11 +70,12 @@ class DiffusionModel:
         return torch.zeros_like(null) if convention == "zeros" else null
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write every part under ``folder``, safetensors only."""
-        for name, module in self.modules().items():
-            module.save_pretrained(Path(folder) / name, safe_serialization=True)
+        """Write every part under ``folder``, safetensors only; the angle encoder comes last, so
+        that a folder which has one is complete."""
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
         self.scheduler.save_pretrained(Path(folder) / "scheduler")
+        for name, module in self.modules().items():
+            module.save_pretrained(Path(folder) / name, safe_serialization=True)
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
@@ -108,13 +109,13 @@ def load_model(name_or_path: str | Path) -> DiffusionModel:
         ),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler=DDPMScheduler.from_pretrained(folder / "scheduler"),
-        angle_encoder=AngleEncoder.from_pretrained(encoder, **safe) if encoder.is_dir() else None,
+        angle_encoder=load_angle_encoder(folder) if encoder.is_dir() else None,
         path=str(name_or_path),
     ).freeze()
 
 
-def load_angle_model(name_or_path: str | Path) -> DiffusionModel:
-    """Load an angle model; ValueError if the folder holds a GPS model or a plain text model."""
+def _angle_folder(name_or_path: str | Path) -> Path:
+    """The folder of an angle model; ValueError if it holds a GPS model or a plain text model."""
     folder = resolve_model(name_or_path)
     if not (folder / "angle_encoder").is_dir():
         gps = (folder / "gps_encoder").is_dir()
@@ -123,4 +124,18 @@ def load_angle_model(name_or_path: str | Path) -> DiffusionModel:
             f"{folder} holds {kind}, but an angle model (angle_encoder) is needed here. Train one "
             f"with `gps-guidance train angle`, or use the bundled miniature-pisa."
         )
-    return load_model(folder)
+    return folder
+
+
+def load_angle_model(name_or_path: str | Path) -> DiffusionModel:
+    """Load an angle model; ValueError if the folder holds a GPS model or a plain text model."""
+    return load_model(_angle_folder(name_or_path))
+
+
+def load_angle_encoder(name_or_path: str | Path) -> AngleEncoder:
+    """The angle encoder alone; its configuration says landmark, centre, bins, size and prompt."""
+    folder = _angle_folder(name_or_path) / "angle_encoder"
+    encoder: AngleEncoder = AngleEncoder.from_pretrained(
+        folder, use_safetensors=True, torch_dtype=torch.float32
+    )
+    return encoder

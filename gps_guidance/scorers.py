@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from gps_guidance import geo
-from gps_guidance.dataset import Photos
+from gps_guidance.dataset import Photos, load_photos
+from gps_guidance.models import load_angle_encoder
 
 log = logging.getLogger(__name__)
 
@@ -97,3 +99,17 @@ def fit_angle_classifier(photos: Photos, num_bins: int = 36, steps: int = 2000,
              100 * exact, 100 * near, len(held))
     model.register_to_config(accuracy=exact, within_one=near, held_out=len(held))
     return model.requires_grad_(False)
+
+
+def train_angle_classifier(dataset: str | Path, model_folder: str | Path, seed: int = 0) -> Path:
+    """Fit the judge that belongs to an angle model, at its size and bins, on a dataset folder.
+
+    Written to ``<model_folder>/angle_classifier``, where a run's report looks for it; the path is
+    returned. ValueError if the folder holds no angle model.
+    """
+    encoder = load_angle_encoder(model_folder)
+    model = fit_angle_classifier(load_photos(dataset, encoder.size), encoder.config.num_bins,
+                                 seed=seed)
+    folder = Path(model_folder) / "angle_classifier"
+    model.half().save_pretrained(folder, safe_serialization=True)
+    return folder

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 import os
 import shutil
 import time
@@ -22,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
@@ -77,6 +77,7 @@ class AngleRecipe:
     checkpoints_total_limit: int = 2
     validation_steps: int = 200
     mixed_precision: str = "no"
+    save_dtype: str = "float32"  # float16 halves the folder; loading gives float32 either way
     vae_steps: int = 1500
     vae_batch_size: int = 16
     vae_learning_rate: float = 3e-3
@@ -118,10 +119,19 @@ def train_angle(dataset: str | Path, output_dir: str | Path, recipe: AngleRecipe
                 class_data_dir: str | Path | None = None) -> Path:
     """Train an angle model on a dataset folder and save it under ``output_dir``; returns that.
 
-    The folder also gets ``recipe.yaml``, ``loss.csv``, ``vae_loss.csv``, ``loss.png`` and
-    ``samples-*.png``. Run again after a stop and it resumes from its last checkpoint.
+    The folder also gets ``recipe.yaml``, ``angle_loss.csv``, ``vae_loss.csv``, ``loss.png`` and
+    ``samples-*.png``. Run again after a stop and it resumes from its last checkpoint; ValueError
+    if the folder already holds a finished model.
     """
     out = Path(output_dir)
+    if (out / "angle_encoder").is_dir():
+        raise ValueError(f"{out} already holds a finished angle model. Give another --out folder, "
+                         "or remove it to train again.")
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if recipe.save_dtype not in dtypes:
+        raise ValueError(f"The recipe's save_dtype is {recipe.save_dtype!r}; it must be one of "
+                         f"{', '.join(dtypes)}.")
+    dtype = dtypes[recipe.save_dtype]
     photos = load_photos(dataset, recipe.size)
     _warn_empty_bins(photos, recipe.num_bins)
     out.mkdir(parents=True, exist_ok=True)
@@ -138,6 +148,8 @@ def train_angle(dataset: str | Path, output_dir: str | Path, recipe: AngleRecipe
     latents = encode_latents(photos, model.vae, recipe.crops_per_photo, recipe.seed,
                              recipe.min_zoom, recipe.colour_jitter)
     _train_unet(model, photos, latents, prior, recipe, out, accelerator)
+    for module in model.modules().values():
+        module.to(dtype)
     model.save_pretrained(out)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return out
@@ -267,6 +279,22 @@ class _Run:
             writer = csv.writer(file)
             writer.writerow(["step", "loss"])
             writer.writerows((step, f"{loss:.6f}") for step, loss in self.rows)
+        plot_losses(self.out)
+
+
+def plot_losses(out: Path) -> None:
+    """Draw every ``*_loss.csv`` of a model folder, raw and averaged, as ``loss.png``."""
+    files = sorted(out.glob("*_loss.csv"), reverse=True)
+    figure = Figure(figsize=(5 * len(files), 3.2), layout="constrained")
+    for axes, file in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
+        steps, losses = np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2).T
+        window = max(1, len(losses) // 50)
+        mean = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axes.plot(steps, losses, color="0.8", linewidth=0.5)
+        axes.plot(steps[window - 1 :], mean)
+        axes.set(title=file.stem.removesuffix("_loss"), xlabel="step", ylabel="loss",
+                 ylim=(0, float(np.quantile(losses, 0.995)) * 1.1))
+    figure.savefig(out / "loss.png", dpi=100)
 
 
 def _step_seed(name: str, step: int, seed: int) -> int:
@@ -423,8 +451,3 @@ def _validation_grid(model: DiffusionModel, run: _Run, out: Path) -> None:
     if run.ema is not None and run.step < run.steps:
         run.ema.restore(run.parameters)
     model.unet.train(run.step < run.steps)
-
-
-def images_a_second(rows: list[tuple[int, float]], seconds: float, batch_size: int) -> float:
-    """Training speed in images a second."""
-    return len(rows) * batch_size / max(seconds, math.ulp(1.0))
