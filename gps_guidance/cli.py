@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gps_guidance import geo
+
+OK, FAILED, WRONG, STOPPED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith((".", "?")) else "."
+        self.exit(WRONG, f"gps-guidance: error: {message}{end} See {self.prog} --help.\n")
 
 
 def _pair(text: str) -> geo.LatLon:
@@ -28,7 +41,15 @@ def _box(text: str) -> geo.Bounds:
         south, west, north, east = map(float, text.split(","))
         return geo.Bounds(south, west, north, east)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: give south,west,north,east. {error}") from error
+        message = f"{text!r}: give south,west,north,east. {error}"
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _add_ingest(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +61,10 @@ def _add_ingest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--center", type=_pair, metavar="LAT,LON", help="centre of the landmark")
     parser.add_argument("--min-distance", type=float, default=0.0, metavar="M")
     parser.add_argument("--max-distance", type=float, default=math.inf, metavar="M")
-    parser.add_argument("--min-size", type=int, default=64, metavar="PX", help="smallest side kept")
-    parser.add_argument("--image-size", type=int, default=768, metavar="PX", help="largest side kept")
+    parser.add_argument("--min-size", type=_count, default=64, metavar="PX",
+                        help="photos with a smaller side are left out")
+    parser.add_argument("--image-size", type=_count, default=768, metavar="PX",
+                        help="larger photos are shrunk to it")
     parser.add_argument("--val-fraction", type=float, default=0.0, help="part held out as val")
 
 
@@ -59,7 +82,8 @@ def _ingest(args: argparse.Namespace) -> None:
     if summary.bins is not None:
         top = max(1, int(summary.bins.max()))
         for index, count in enumerate(summary.bins):
-            print(f"  {geo.bin_bearing_deg(index):5.0f} deg {count:6d}  {'#' * (40 * count // top)}")
+            bar = "#" * (40 * int(count) // top)
+            print(f"  {geo.bin_bearing_deg(index):5.0f} deg {count:6d}  {bar}")
     if summary.empty:
         print("No photo in the bins around " + ", ".join(f"{b:.0f}" for b in summary.empty)
               + " degrees: a model has to guess these sides.")
@@ -76,10 +100,24 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
 
 
+def _quiet_libraries() -> None:
+    """No bars for reading model files, which take a second, and no advice about our own casts."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
 def _train(args: argparse.Namespace) -> None:
+    _quiet_libraries()
     if args.kind == "classifier":
         from gps_guidance.scorers import train_angle_classifier
 
+        if args.recipe or args.overrides or args.class_data_dir:
+            raise ValueError("train classifier takes its settings from the angle model in --out: "
+                             "give no recipe, key=value or --class-data-dir.")
         print(f"classifier: {train_angle_classifier(args.dataset, args.out)}")
         return
     from gps_guidance.train import load_recipe, train_angle
@@ -93,12 +131,13 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bearing", type=float, nargs="+", metavar="DEG",
                         default=[30.0 * k for k in range(12)], help="default: twelve around")
     parser.add_argument("--guidance-scale", type=float, default=2.0, help="w of Eq. 7")
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=_count, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True, metavar="FILE.png", help="contact sheet to write")
 
 
 def _sample(args: argparse.Namespace) -> None:
+    _quiet_libraries()
     from gps_guidance.lift.export import image_grid, to_uint8, write_png
     from gps_guidance.models import load_angle_model
     from gps_guidance.sampling import sample_angles
@@ -111,9 +150,9 @@ def _sample(args: argparse.Namespace) -> None:
 
 def _add_miniature(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of JPEG files")
-    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--count", type=_count, default=3000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=_count, default=1)
 
 
 def _miniature(args: argparse.Namespace) -> None:
@@ -130,24 +169,55 @@ VERBS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; 0 done, 2 something given is wrong (one line says what), 130 Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="gps-guidance", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="gps-guidance", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (add_arguments, _, help_text) in VERBS.items():
         add_arguments(verbs.add_parser(name, help=help_text, description=help_text))
-    args = parser.parse_args(argv)
+    words: list[str] = []
+    for word in argv:  # argparse takes the -33.8,151.2 of `--center -33.8,151.2` for an option
+        if words and words[-1] in ("--center", "--bbox") and re.match(r"-[\d.]", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    args, rest = parser.parse_known_args(words)
+    # nor does it find the overrides when options stand between them and the dataset
+    wrong = [word for word in rest if "=" not in word or word.startswith("-")]
+    if wrong or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    0 done; 1 the disk is full; 2 something given is wrong (one line says what); 130 Ctrl-C.
+    """
+    try:
+        args = _parse(sys.argv[1:] if argv is None else argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("gps_guidance").setLevel(logging.INFO)
     try:
         VERBS[args.verb][1](args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if _is_disk_full(error):
+            print(f"gps-guidance: error: the disk is full ({error}). Make room and run the same "
+                  "command again; it goes on from what is saved.", file=sys.stderr)
+            return FAILED
         print(f"gps-guidance: error: {error}", file=sys.stderr)
-        return 2
+        return FAILED if _is_disk_full(error.__cause__) else WRONG
     except KeyboardInterrupt:
         print("gps-guidance: stopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+        return STOPPED
+    return OK
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 if __name__ == "__main__":

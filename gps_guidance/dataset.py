@@ -113,9 +113,9 @@ def _load_masks(root: Path, ids: list[str], size: tuple[int, int]) -> Tensor | N
 
 
 def _fit(path: Path, stored: tuple[int, int]) -> np.ndarray:
-    """One photo as uint8 [h, w, 3], centre-cropped to the aspect of ``stored`` and resized to it."""
-    with Image.open(path) as photo:
-        photo = photo.convert("RGB")
+    """One photo as uint8 [h, w, 3]: the middle in the aspect of ``stored``, resized to it."""
+    with Image.open(path) as stored_photo:
+        photo = stored_photo.convert("RGB")
     scale = min(photo.width / stored[1], photo.height / stored[0])
     w, h = stored[1] * scale, stored[0] * scale
     left, top = (photo.width - w) / 2, (photo.height - h) / 2

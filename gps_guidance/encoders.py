@@ -39,14 +39,21 @@ class _TokenMLP(nn.Sequential):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
         super().__init__(nn.Linear(in_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, out_dim))
 
+    @property
+    def output(self) -> nn.Linear:
+        """The last layer, which gives the tokens."""
+        layer = self[2]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     @torch.no_grad()
     def match_scale(self, inputs: Tensor, std: float) -> None:
         """Scale the output layer so that tokens vary over ``inputs`` with deviation ``std``."""
-        if self[2].weight.is_meta:  # from_pretrained builds here first; the values are loaded
+        if self.output.weight.is_meta:  # from_pretrained builds here first; the values are loaded
             return
         spread = self(inputs).std(dim=0).mean().clamp_min(1e-6)
-        self[2].weight.mul_(std / spread)
-        self[2].bias.zero_()
+        self.output.weight.mul_(std / spread)
+        self.output.bias.zero_()
 
 
 class GPSEncoder(ModelMixin, ConfigMixin):
@@ -57,6 +64,9 @@ class GPSEncoder(ModelMixin, ConfigMixin):
     ignores token order, and without it (x, y) and (y, x) would give the same image.
     ``axis_embedding=False`` and ``match_text_scale=False`` give the paper's literal text.
     """
+
+    config: Any  # diffusers types it as a plain dict, but it has the arguments as attributes
+    config_name: Any  # its two base classes disagree
 
     @register_to_config
     def __init__(
@@ -85,7 +95,7 @@ class GPSEncoder(ModelMixin, ConfigMixin):
         """(lat, lon) [B, 2] in degrees -> tokens [B, 2, cross_attention_dim]."""
         if isinstance(gps, Tensor):
             gps = gps.detach().cpu().numpy()
-        weight = self.mlp[0].weight
+        weight = self.mlp.output.weight
         xy = torch.as_tensor(self.bounds.normalize(gps)).to(weight.device, torch.float32)
         code = positional_encoding(xy.reshape(-1, 2, 1), self.config.num_freqs, True)
         return self.mlp(code.to(weight.dtype)) + self.axis
@@ -103,6 +113,9 @@ class AngleEncoder(ModelMixin, ConfigMixin):
     agree on with training: the landmark, its centre (lat, lon), the prompt, the number of bins,
     the resolution ([height, width] or one int, in pixels) and what "no text" means.
     """
+
+    config: Any  # diffusers types it as a plain dict, but it has the arguments as attributes
+    config_name: Any  # its two base classes disagree
 
     @register_to_config
     def __init__(
@@ -144,7 +157,7 @@ class AngleEncoder(ModelMixin, ConfigMixin):
 
         The angle is wrapped and encoded in float64: 2^9 pi amplifies rounding 1,600 times.
         """
-        weight = self.mlp[0].weight
+        weight = self.mlp.output.weight
         turn = torch.as_tensor(bearing_deg, dtype=torch.float64, device="cpu").reshape(-1, 1)
         wrapped = torch.remainder(turn + 180.0, 360.0) / 180.0 - 1.0
         code = positional_encoding(wrapped, self.config.num_freqs, False)
@@ -152,7 +165,8 @@ class AngleEncoder(ModelMixin, ConfigMixin):
 
     def null(self, batch_size: int) -> Tensor:
         """The token of "no angle" (A.2.1): zeros [B, 1, D]."""
-        return self.mlp[0].weight.new_zeros(batch_size, 1, self.config.cross_attention_dim)
+        weight = self.mlp.output.weight
+        return weight.new_zeros(batch_size, 1, self.config.cross_attention_dim)
 
 
 def check_null_text(null_text: str) -> None:

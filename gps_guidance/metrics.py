@@ -14,6 +14,11 @@ def psnr_db(image: Tensor, truth: Tensor) -> float:
     return float(-10 * torch.log10(mse.clamp_min(1e-12)))
 
 
+def mean_psnr_db(images: Tensor, truths: Tensor) -> float:
+    """The mean over pairs of :func:`psnr_db`, of two batches [N, ...]."""
+    return float(np.mean([psnr_db(a, b) for a, b in zip(images, truths, strict=True)]))
+
+
 def affine_colour_fit(images: Tensor, truths: Tensor) -> Tensor:
     """``images`` [..., 3] after the one affine colour map that brings them closest to ``truths``.
 

@@ -6,12 +6,17 @@ The folder has diffusers' layout (``unet vae text_encoder tokenizer scheduler``)
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -75,7 +80,23 @@ class DiffusionModel:
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
         self.scheduler.save_pretrained(Path(folder) / "scheduler")
         for name, module in self.modules().items():
-            module.save_pretrained(Path(folder) / name, safe_serialization=True)
+            save_module(module, Path(folder) / name)
+
+
+def save_module(module: Any, folder: Path) -> None:
+    """``save_pretrained``, whole or not at all. OSError if the disk is full."""
+    stage = folder.with_name(f".{folder.name}.part")
+    try:
+        module.save_pretrained(stage, safe_serialization=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(stage, folder)
+    except SafetensorError as error:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if f"os error {number})" in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
@@ -85,8 +106,9 @@ def resolve_model(name_or_path: str | Path) -> Path:
             return folder
     bundled = sorted(p.name for p in BUNDLED.iterdir()) if BUNDLED.is_dir() else []
     raise ValueError(
-        f"There is no model folder {str(name_or_path)!r}. Give the folder that "
-        f"`gps-guidance train angle` wrote, or a bundled model: {', '.join(bundled) or 'none'}."
+        f"There is no model folder {str(name_or_path)!r}. Give a folder on this machine in "
+        "diffusers' layout (what `gps-guidance train angle` wrote, or a download by `hf download "
+        f"NAME --local-dir FOLDER`), or a bundled model: {', '.join(bundled) or 'none'}."
     )
 
 
@@ -102,16 +124,23 @@ def load_model(name_or_path: str | Path) -> DiffusionModel:
     safe: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
     encoder = folder / "angle_encoder"
     return DiffusionModel(
-        unet=UNet2DConditionModel.from_pretrained(folder / "unet", **safe),
-        vae=AutoencoderKL.from_pretrained(folder / "vae", **safe),
-        text_encoder=CLIPTextModel.from_pretrained(
-            folder / "text_encoder", use_safetensors=True, dtype=torch.float32
-        ),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        scheduler=DDPMScheduler.from_pretrained(folder / "scheduler"),
+        unet=_load_part(UNet2DConditionModel.from_pretrained, folder / "unet", **safe),
+        vae=_load_part(AutoencoderKL.from_pretrained, folder / "vae", **safe),
+        text_encoder=_load_part(CLIPTextModel.from_pretrained, folder / "text_encoder",
+                                use_safetensors=True, dtype=torch.float32),
+        tokenizer=_load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
+        scheduler=_load_part(DDPMScheduler.from_pretrained, folder / "scheduler"),
         angle_encoder=load_angle_encoder(folder) if encoder.is_dir() else None,
         path=str(name_or_path),
     ).freeze()
+
+
+def _load_part(from_pretrained: Callable[..., Any], folder: Path, **options: Any) -> Any:
+    try:
+        return from_pretrained(folder, **options)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be loaded: it needs its config and its weights as "
+                         f"safetensors. {' '.join(str(error).split())}") from error
 
 
 def _angle_folder(name_or_path: str | Path) -> Path:
@@ -119,7 +148,8 @@ def _angle_folder(name_or_path: str | Path) -> Path:
     folder = resolve_model(name_or_path)
     if not (folder / "angle_encoder").is_dir():
         gps = (folder / "gps_encoder").is_dir()
-        kind = "a GPS model of a city (gps_encoder)" if gps else "a text model"
+        plain = "a text model" if (folder / "unet").is_dir() else "no finished model"
+        kind = "a GPS model of a city (gps_encoder)" if gps else plain
         raise ValueError(
             f"{folder} holds {kind}, but an angle model (angle_encoder) is needed here. Train one "
             f"with `gps-guidance train angle`, or use the bundled miniature-pisa."
@@ -135,7 +165,7 @@ def load_angle_model(name_or_path: str | Path) -> DiffusionModel:
 def load_angle_encoder(name_or_path: str | Path) -> AngleEncoder:
     """The angle encoder alone; its configuration says landmark, centre, bins, size and prompt."""
     folder = _angle_folder(name_or_path) / "angle_encoder"
-    encoder: AngleEncoder = AngleEncoder.from_pretrained(
-        folder, use_safetensors=True, torch_dtype=torch.float32
+    encoder: AngleEncoder = _load_part(
+        AngleEncoder.from_pretrained, folder, use_safetensors=True, torch_dtype=torch.float32
     )
     return encoder

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from gps_guidance import geo
@@ -188,9 +189,18 @@ def read_gps(path: str | Path) -> GPSReading:
     """The position of one photo file; ValueError says what is missing or wrong."""
     try:
         with _open(Path(path).read_bytes()) as photo:
-            return gps_of(photo.getexif())
+            return _gps(photo)
     except Rejected as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _gps(photo: Image.Image) -> GPSReading:
+    try:
+        return gps_of(photo.getexif())
+    except Rejected:
+        raise
+    except Exception as error:  # Pillow raises anything on damaged EXIF
+        raise Rejected("bad_gps", f"{type(error).__name__}: {error}") from error
 
 
 # --- one photo -------------------------------------------------------------------------------
@@ -207,6 +217,8 @@ def _open(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Rejected("too_large", str(error)) from error
+    except UnidentifiedImageError as error:  # its own text has an address, other in every run
+        raise Rejected("unreadable", "no known image format") from error
     except Exception as error:  # decoders raise anything on damaged files
         raise Rejected("unreadable", f"{type(error).__name__}: {error}") from error
 
@@ -215,12 +227,13 @@ def _upright(photo: Image.Image, image_size: int) -> Image.Image:
     """The photo turned upright, RGB, no side above ``image_size``; Rejected if it is damaged."""
     try:
         photo.load()
+        upright = ImageOps.exif_transpose(photo).convert("RGB")
     except Image.DecompressionBombError as error:
         raise Rejected("too_large", str(error)) from error
     except Exception as error:  # decoders raise anything on damaged files
         reason = "truncated" if "truncat" in str(error).lower() else "unreadable"
         raise Rejected(reason, f"{type(error).__name__}: {error}") from error
-    upright = ImageOps.exif_transpose(photo).convert("RGB")
+    upright.info.clear()  # or the JPEG writer copies the photographer's comment
     upright.thumbnail((image_size, image_size), Image.Resampling.LANCZOS)
     return upright
 
@@ -257,6 +270,15 @@ def _place(reading: GPSReading, filters: Filters) -> dict[str, Any]:
     return columns
 
 
+def _stored_size(path: Path) -> tuple[int, int] | None:
+    """Size of an image that an earlier run wrote, None if there is no whole one."""
+    try:
+        with Image.open(path) as photo:
+            return photo.size
+    except OSError:
+        return None
+
+
 def _ingest_one(path: Path, out: Path, filters: Filters, seen: set[str]) -> dict[str, Any]:
     """Write one photo's image and return its row; Rejected says why it does not enter."""
     if path.suffix.lower() not in EXTENSIONS:
@@ -271,17 +293,11 @@ def _ingest_one(path: Path, out: Path, filters: Filters, seen: set[str]) -> dict
     with _open(data) as photo:
         if min(photo.size) < filters.min_size:
             raise Rejected("too_small", f"{photo.width} x {photo.height} pixels")
-        try:
-            reading = gps_of(photo.getexif())
-        except Rejected:
-            raise
-        except Exception as error:  # Pillow raises anything on damaged EXIF
-            raise Rejected("bad_gps", f"{type(error).__name__}: {error}") from error
-        columns = _place(reading, filters)
+        columns = _place(_gps(photo), filters)
         upright = _upright(photo, filters.image_size)
     seen.add(sha256)
     name = f"images/{sha256[:16]}.jpg"
-    if not (out / name).is_file():
+    if _stored_size(out / name) != upright.size:
         buffer = io.BytesIO()
         upright.save(buffer, "JPEG", quality=95)
         _write(out / name, buffer.getvalue())
@@ -313,6 +329,8 @@ def find_files(sources: Sequence[str | Path]) -> Iterator[Path]:
 def resolve_center(landmark: str | None, center: geo.LatLon | None) -> tuple[str | None, Any]:
     """Name and centre: the paper's landmarks are known by name, others need ``center``."""
     if landmark is None:
+        if center is not None:
+            raise ValueError(f"The center {center} is of no landmark: add --landmark NAME.")
         return None, None
     known = geo.find_landmark(landmark)
     if center is not None:
@@ -340,10 +358,12 @@ def ingest(
     ValueError if no photo is left, or if the disk is full.
     """
     name, at = resolve_center(landmark, center)
+    if at is None and (min_distance_m > 0 or max_distance_m < math.inf):
+        raise ValueError("A distance is from a landmark's centre: add --landmark NAME.")
     filters = Filters(at, bounds, min_distance_m, max_distance_m, min_size, image_size, num_bins,
                       val_fraction)
     out = Path(out)
-    files = list(find_files(sources))
+    files = [path for path in find_files(sources) if not _is_ours(path, out)]
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, str]] = []
     seen: set[str] = set()
@@ -369,6 +389,16 @@ def ingest(
     if at is not None:
         bins = np.bincount([row["bin"] for row in rows], minlength=num_bins)
     return IngestSummary(len(rows), reasons, bins, out)
+
+
+def _is_ours(path: Path, out: Path) -> bool:
+    """Whether an earlier run wrote this file, where ``out`` lies within a source."""
+    try:
+        inside = path.absolute().relative_to(out.absolute())
+    except ValueError:
+        return False
+    own = r"(images/[0-9a-f]{16}\.jpg|dataset\.json|manifest\.parquet|rejected\.parquet)"
+    return re.fullmatch(own, inside.as_posix()) is not None
 
 
 def _nothing_left(sources: Iterable[Any], reasons: Counter[str], count: int) -> str:
@@ -415,7 +445,7 @@ def _write(path: Path, data: bytes) -> None:
         os.replace(stage, path)
     except OSError as error:
         stage.unlink(missing_ok=True)
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(
             f"The disk is full: {path} needs {len(data)} more bytes. Make room and run the same "

@@ -32,7 +32,8 @@ def denoise(model: DiffusionModel, tokens: Tensor, null_tokens: Tensor, guidance
             both = model.unet(
                 torch.cat([latents, latents]), t, torch.cat([tokens, null_tokens])
             ).sample
-            noise_pred = angle_guidance(*both.chunk(2), guidance_scale)
+            noise_pred_cond, noise_pred_uncond = both.chunk(2)
+            noise_pred = angle_guidance(noise_pred_cond, noise_pred_uncond, guidance_scale)
         latents = scheduler.step(noise_pred, t, latents).prev_sample
     images = model.vae.decode(latents / model.vae.config.scaling_factor).sample
     return (images.float() / 2 + 0.5).clamp(0, 1)
@@ -48,7 +49,8 @@ def sample_angles(model: DiffusionModel, bearings_deg: Sequence[float], guidance
     count = len(bearings_deg)
     text = model.encode_text([model.angle.prompt]).expand(count, -1, -1)
     null_angle = model.angle.null(count)
-    angle = model.angle(torch.tensor(bearings_deg, dtype=torch.float64)) if use_angle else null_angle
+    bearings = torch.tensor(bearings_deg, dtype=torch.float64)
+    angle = model.angle(bearings) if use_angle else null_angle
     tokens = torch.cat([text, angle], dim=1)
     null = torch.cat([model.null_text(count), null_angle], dim=1)
     return denoise(model, tokens, null, guidance_scale, model.angle.size, num_inference_steps, seed)
@@ -56,7 +58,8 @@ def sample_angles(model: DiffusionModel, bearings_deg: Sequence[float], guidance
 
 @torch.no_grad()
 def sample_texts(model: DiffusionModel, prompts: list[str], size: tuple[int, int],
-                 guidance_scale: float = 6.5, num_inference_steps: int = 50, seed: int = 0) -> Tensor:
+                 guidance_scale: float = 6.5, num_inference_steps: int = 50, seed: int = 0
+                 ) -> Tensor:
     """One image for each prompt from the text tokens alone, [B, 3, H, W] in [0, 1].
 
     The unconditional branch is the embedding of "", as Stable Diffusion was trained.

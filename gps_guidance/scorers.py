@@ -16,7 +16,7 @@ from tqdm import trange
 
 from gps_guidance import geo
 from gps_guidance.dataset import Photos, load_photos
-from gps_guidance.models import load_angle_encoder
+from gps_guidance.models import load_angle_encoder, save_module
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ class AngleClassifier(ModelMixin, ConfigMixin):
     ``accuracy`` and ``within_one`` in its configuration are its own, on photos held out of its
     training, as fractions; ``held_out`` is how many there were.
     """
+
+    config: Any  # diffusers types it as a plain dict, but it has the arguments as attributes
+    config_name: Any  # its two base classes disagree
 
     @register_to_config
     def __init__(self, num_bins: int = 36, widths: tuple[int, ...] = (24, 48, 96, 128),
@@ -111,5 +114,5 @@ def train_angle_classifier(dataset: str | Path, model_folder: str | Path, seed: 
     model = fit_angle_classifier(load_photos(dataset, encoder.size), encoder.config.num_bins,
                                  seed=seed)
     folder = Path(model_folder) / "angle_classifier"
-    model.half().save_pretrained(folder, safe_serialization=True)
+    save_module(model.half(), folder)
     return folder

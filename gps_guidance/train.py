@@ -6,12 +6,17 @@ checkpoint continues exactly.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import difflib
 import logging
+import math
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,17 +28,19 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
+from yaml import YAMLError
 
 from gps_guidance import geo
 from gps_guidance.autoencoder import latent_shape, reconstruction_psnr, vae_loss, whiten_latents
 from gps_guidance.dataset import Photos, dither_bins, encode_latents, load_photos
-from gps_guidance.encoders import AngleEncoder
+from gps_guidance.encoders import AngleEncoder, check_null_text
 from gps_guidance.miniature.nets import tiny_model
-from gps_guidance.models import DiffusionModel, load_model
+from gps_guidance.models import DiffusionModel, load_model, save_module
 from gps_guidance.sampling import sample_angles, sample_texts
 
 log = logging.getLogger(__name__)
@@ -85,17 +92,22 @@ class AngleRecipe:
 
     @property
     def size(self) -> tuple[int, int]:
-        if isinstance(self.resolution, int):
-            return (self.resolution, self.resolution)
-        return (int(self.resolution[0]), int(self.resolution[1]))
+        one = self.resolution
+        sides = [one, one] if isinstance(one, int) else one
+        if not isinstance(sides, (list, tuple)) or [type(s) for s in sides] != [int, int] or (
+            min(sides) < 1
+        ):
+            raise ValueError(f"The recipe's resolution is {one!r}; give a number of pixels or "
+                             "[height,width].")
+        return (sides[0], sides[1])
 
 
 def load_recipe(name_or_path: str | None = None, overrides: list[str] | None = None) -> AngleRecipe:
     """A recipe from a YAML file or a bundled name, with ``key=value`` overrides.
 
-    ValueError names an unknown key and the known ones.
+    ValueError names an unknown key and the known ones, or the value that does not fit its key.
     """
-    values: dict[str, Any] = {}
+    path = None
     if name_or_path is not None:
         path = Path(name_or_path)
         if not path.is_file():
@@ -103,14 +115,20 @@ def load_recipe(name_or_path: str | None = None, overrides: list[str] | None = N
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
             raise ValueError(f"There is no recipe {name_or_path!r}. Give a YAML file or: {known}.")
-        values.update(OmegaConf.to_container(OmegaConf.load(path)) or {})  # type: ignore[arg-type]
-    values.update(OmegaConf.to_container(OmegaConf.from_dotlist(overrides or [])))  # type: ignore
     known_keys = [f.name for f in fields(AngleRecipe)]
-    for key in values:
-        if key not in known_keys:
-            raise ValueError(f"The recipe has no key {key!r}; it has {', '.join(known_keys)}.")
-    merged = OmegaConf.merge(OmegaConf.structured(AngleRecipe), values)
-    recipe = OmegaConf.to_object(merged)
+    try:
+        layers = [OmegaConf.load(path)] if path is not None else []
+        layers.append(OmegaConf.from_dotlist(overrides or []))
+        for key in (str(key) for layer in layers for key in layer):
+            if key not in known_keys:
+                close = difflib.get_close_matches(key, known_keys, 1)
+                hint = f"Did you mean {close[0]!r}? " if close else ""
+                raise ValueError(
+                    f"The recipe has no key {key!r}. {hint}It has {', '.join(known_keys)}.")
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AngleRecipe), *layers))
+    except (OmegaConfBaseException, YAMLError) as error:
+        source = f"recipe {name_or_path}" if overrides is None else "recipe or its overrides"
+        raise ValueError(f"The {source}: {' '.join(str(error).split())}") from error
     assert isinstance(recipe, AngleRecipe)
     return recipe
 
@@ -131,6 +149,10 @@ def train_angle(dataset: str | Path, output_dir: str | Path, recipe: AngleRecipe
     if recipe.save_dtype not in dtypes:
         raise ValueError(f"The recipe's save_dtype is {recipe.save_dtype!r}; it must be one of "
                          f"{', '.join(dtypes)}.")
+    if recipe.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"The recipe's mixed_precision is {recipe.mixed_precision!r}; it must be "
+                         "no or bf16: the gradients of fp16 would need scaling.")
+    check_null_text(recipe.null_text)
     dtype = dtypes[recipe.save_dtype]
     photos = load_photos(dataset, recipe.size)
     _warn_empty_bins(photos, recipe.num_bins)
@@ -138,6 +160,10 @@ def train_angle(dataset: str | Path, output_dir: str | Path, recipe: AngleRecipe
     OmegaConf.save(OmegaConf.create(asdict(recipe)), out / "recipe.yaml")
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     model = _start_model(recipe, photos)
+    factor = 2 ** (len(model.vae.config.block_out_channels) - 1)
+    if any(side % factor for side in recipe.size):
+        raise ValueError(f"The recipe's resolution is {recipe.resolution}; with this VAE, sides "
+                         f"must be multiples of {factor} pixels.")
     model.to(accelerator.device)
     if recipe.base == "tiny":
         _train_vae(model, photos, recipe, out, accelerator)
@@ -160,8 +186,9 @@ def _warn_empty_bins(photos: Photos, num_bins: int) -> None:
     empty = [f"{geo.bin_bearing_deg(k, num_bins):.0f}" for k in np.flatnonzero(counts == 0)]
     if empty:
         log.warning(
-            "no photo in the bins around %s degrees: the model has to guess those sides. Add photos "
-            "taken from there, or expect the landmark to be vague from them.", ", ".join(empty),
+            "no photo in the bins around %s degrees: the model has to guess those sides. Add "
+            "photos taken from there, or expect the landmark to be vague from them.",
+            ", ".join(empty),
         )
 
 
@@ -234,13 +261,18 @@ class _Run:
             "rows": self.rows,
         }
         path = self.folder / f"{self.name}-{self.step:07d}.pt"
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        stage = path.with_suffix(".tmp")
+        try:
+            with open(stage, "wb") as file:  # given a path, a full disk would be a RuntimeError
+                torch.save(state, file)
+            os.replace(stage, path)
+        finally:
+            stage.unlink(missing_ok=True)
         for old in sorted(self.folder.glob(f"{self.name}-*.pt"))[: -self.limit]:
             old.unlink()
 
     def loop(self, accelerator: Accelerator, loss_of_step: Callable[[int], Tensor],
-             at_checkpoint: Callable[[], None] | None = None) -> None:
+             after_step: Callable[[], None] | None = None) -> None:
         """Optimise ``loss_of_step`` to the last step, then put the averaged weights in place."""
         self.resume()
         began, shown = time.monotonic(), None
@@ -249,30 +281,39 @@ class _Run:
                 while self.step < self.steps:
                     torch.manual_seed(_step_seed(self.name, self.step, self.seed))
                     loss = loss_of_step(self.step)
+                    value = float(loss.detach())
+                    if not math.isfinite(value):
+                        raise ValueError(f"The loss of {self.name} is {value} at step {self.step}: "
+                                         "lower its learning rate.")
                     accelerator.backward(loss)
                     torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-                    self.optimizer.step()
-                    self.schedule.step()
-                    self.optimizer.zero_grad(set_to_none=True)
-                    if self.ema is not None:
-                        self.ema.step(self.parameters)
-                    self.step += 1
-                    value = float(loss.detach())
+                    with _held_back_interrupt():
+                        self._update(value)
                     shown = value if shown is None else 0.98 * shown + 0.02 * value
-                    self.rows.append((self.step, value))
                     bar.update()
                     bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
-                    if self.step % self.every == 0 and self.step < self.steps:
+                    if self.step < self.steps and self.every and self.step % self.every == 0:
                         self.save()
-                        if at_checkpoint is not None:
-                            at_checkpoint()
+                    if self.step < self.steps and after_step is not None:
+                        after_step()
             except KeyboardInterrupt:
                 self.save()
+                log.info("stopped %s at step %d of %d, saved in %s", self.name, self.step,
+                         self.steps, self.folder)
                 raise
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
         log.info("%s: %d steps in %.0f s", self.name, self.step, time.monotonic() - began)
         self._write_losses()
+
+    def _update(self, loss: float) -> None:
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        self.step += 1
+        self.rows.append((self.step, loss))
 
     def _write_losses(self) -> None:
         with open(self.out / f"{self.name}_loss.csv", "w", newline="") as file:
@@ -280,6 +321,22 @@ class _Run:
             writer.writerow(["step", "loss"])
             writer.writerows((step, f"{loss:.6f}") for step, loss in self.rows)
         plot_losses(self.out)
+
+
+@contextlib.contextmanager
+def _held_back_interrupt() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: a checkpoint never holds half an update."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    if caught and callable(before):
+        before(signal.SIGINT, None)
 
 
 def plot_losses(out: Path) -> None:
@@ -307,8 +364,9 @@ def _train_vae(model: DiffusionModel, photos: Photos, recipe: AngleRecipe, out: 
     done = out / "vae"
     vae = model.vae.to(memory_format=torch.channels_last)
     if (done / "config.json").is_file():
-        model.vae = type(vae).from_pretrained(done, use_safetensors=True).to(accelerator.device)
-        model.vae.requires_grad_(False).eval()
+        saved = type(vae).from_pretrained(done, use_safetensors=True).to(accelerator.device)
+        # The layout decides how sums are rounded, so that a resumed run needs the same one.
+        model.vae = saved.to(memory_format=torch.channels_last).requires_grad_(False).eval()
         return
     shape = latent_shape(vae, recipe.size)
     jitter = max(recipe.colour_jitter, 0.1)
@@ -334,8 +392,7 @@ def _train_vae(model: DiffusionModel, photos: Photos, recipe: AngleRecipe, out: 
     whiten_latents(vae, batches)
     log.info("VAE: %.2f dB on training crops (%.2f before whitening)",
              reconstruction_psnr(vae, photos), before)
-    vae.save_pretrained(done.with_name("vae.tmp"), safe_serialization=True)
-    os.replace(done.with_name("vae.tmp"), done)
+    save_module(vae, done)
 
 
 @torch.no_grad()
@@ -351,7 +408,9 @@ def _prior_latents(model: DiffusionModel, recipe: AngleRecipe, folder: Path) -> 
         if not path.is_file():
             seed = _step_seed("prior", index, recipe.seed)
             image = sample_texts(model, [model.angle.prompt], (height, width), 7.5, seed=seed)[0]
-            Image.fromarray((image.permute(1, 2, 0) * 255).byte().cpu().numpy()).save(path)
+            pixels = (image.permute(1, 2, 0) * 255).byte().cpu().numpy()
+            Image.fromarray(pixels).save(path.with_suffix(".part"), "PNG")
+            os.replace(path.with_suffix(".part"), path)
     moments = []
     for index in range(recipe.num_class_images):
         with Image.open(folder / f"{index:05d}.png") as png:
@@ -397,9 +456,11 @@ def _train_unet(model: DiffusionModel, photos: Photos, moments: Tensor, prior: T
     if recipe.base == "tiny":
         trained["text_encoder"] = model.text_encoder
     weights = photos.bin_weights(recipe.num_bins, recipe.balance_bins)
-    nearest = geo.bin_bearing_deg(geo.bearing_bin(photos.bearings, recipe.num_bins), recipe.num_bins)
+    bins = geo.bearing_bin(photos.bearings, recipe.num_bins)
+    nearest = geo.bin_bearing_deg(bins, recipe.num_bins)
     scaling, device = model.vae.config.scaling_factor, accelerator.device
-    null = model.null_text(1).detach()
+    first_null = model.null_text(1).detach()
+    learned_null = "text_encoder" in trained and recipe.null_text == "empty"
 
     def loss_of_step(step: int) -> Tensor:
         rng = np.random.default_rng((recipe.seed, 11, step))
@@ -412,6 +473,7 @@ def _train_unet(model: DiffusionModel, photos: Photos, moments: Tensor, prior: T
         draw = torch.from_numpy(rng.random(len(picks))).to(device)
         with accelerator.autocast():
             prompt = model.encode_text([model.angle.prompt])
+            null = model.null_text(1) if learned_null else first_null
             text, angle = drop_conditions(
                 prompt.expand(len(picks), -1, -1), model.angle(torch.from_numpy(bearings)), null,
                 draw, recipe.condition_dropout, recipe.angle_dropout,
@@ -440,14 +502,19 @@ def _train_unet(model: DiffusionModel, photos: Photos, moments: Tensor, prior: T
 @torch.no_grad()
 def _validation_grid(model: DiffusionModel, run: _Run, out: Path) -> None:
     """Twelve bearings round the landmark, as ``samples-<step>.png``, from the averaged weights."""
-    if run.ema is not None and run.step < run.steps:
-        run.ema.store(run.parameters)
-        run.ema.copy_to(run.parameters)
-    model.unet.eval()
-    images = sample_angles(model, [30.0 * k for k in range(12)], 2.0, num_inference_steps=30, seed=1)
+    averaged = run.ema if run.step < run.steps else None
+    if averaged is not None:
+        averaged.store(run.parameters)
+    try:
+        if averaged is not None:
+            averaged.copy_to(run.parameters)
+        model.unet.eval()
+        bearings = [30.0 * k for k in range(12)]
+        images = sample_angles(model, bearings, 2.0, num_inference_steps=30, seed=1)
+    finally:  # Ctrl-C here would otherwise save averaged weights as the trained ones
+        if averaged is not None:
+            averaged.restore(run.parameters)
+        model.unet.train(run.step < run.steps)
     rows = [torch.cat(list(images[k : k + 6]), dim=2) for k in (0, 6)]
     grid = torch.cat(rows, dim=1).permute(1, 2, 0).mul(255).byte().cpu().numpy()
     Image.fromarray(grid).save(out / f"samples-{run.step:06d}.png")
-    if run.ema is not None and run.step < run.steps:
-        run.ema.restore(run.parameters)
-    model.unet.train(run.step < run.steps)

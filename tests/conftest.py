@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
 from gps_guidance.miniature.nets import tiny_tokenizer
+from gps_guidance.miniature.photographer import take_photos
 from gps_guidance.models import DiffusionModel
+from gps_guidance.photos import ingest
 
 TOKEN_DIM = 16
 RESOLUTION = 32  # pixels; latents are 8 x 8
@@ -83,3 +88,41 @@ def tiny_gps_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoder = GPSEncoder(cross_attention_dim=TOKEN_DIM, bounds=(43.70, 10.38, 43.74, 10.42))
         encoder.save_pretrained(folder / "gps_encoder", safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_photos() -> Path:
+    """Folder with the real photo sets ``sakharov``, ``lund`` and ``exif-edge``."""
+    folder = os.environ.get("GPS_GUIDANCE_PHOTOS")
+    if not folder:
+        pytest.skip("GPS_GUIDANCE_PHOTOS does not name a folder of real photos")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def miniature_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of twelve photos of the miniature, as JPEG with EXIF GPS."""
+    return take_photos(tmp_path_factory.mktemp("miniature") / "photos", 12, seed=3)
+
+
+@pytest.fixture(scope="session")
+def miniature_dataset(miniature_photos: Path) -> Path:
+    """Dataset folder of the twelve photos."""
+    out = miniature_photos.with_name("dataset")
+    ingest([miniature_photos], out, landmark="Miniature Tower of Pisa",
+           center=(43.722952, 10.396597), progress=False)
+    return out
+
+
+def quicken(patch: pytest.MonkeyPatch) -> None:
+    """Training with ``base: tiny``: the same classes with fewer channels, samples in two steps."""
+    from gps_guidance import train
+    from gps_guidance.miniature import nets
+    from gps_guidance.sampling import sample_angles
+
+    def sample(*args: Any, num_inference_steps: int, seed: int) -> torch.Tensor:
+        return sample_angles(*args, num_inference_steps=2, seed=seed)
+
+    patch.setattr(nets, "tiny_unet", functools.partial(nets.tiny_unet, (8, 16, 16)))
+    patch.setattr(nets, "tiny_vae", functools.partial(nets.tiny_vae, (8, 8, 16)))
+    patch.setattr(train, "sample_angles", sample)

@@ -1,10 +1,12 @@
 """Configs: resolvers and overrides as in threestudio, every wrong key or type named."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+import gps_guidance
 from gps_guidance.lift.config import (
     ExperimentConfig,
     SystemConfig,
@@ -108,6 +110,31 @@ def test_config_by_name_and_the_closest_name(monkeypatch, tmp_path):
         find_config("gps-towr")
     with pytest.raises(ValueError, match="no such file"):
         find_config(str(tmp_path / "else" / "gps-tower.yaml"))
+
+
+def test_a_shipped_config_is_found_by_name_from_any_folder(monkeypatch, tmp_path):
+    shipped = Path(gps_guidance.__file__).parents[1] / "threestudio_configs"
+    monkeypatch.chdir(tmp_path)
+    for name in ("gps-sds-pisa", "gps-sds-pisa.yaml"):
+        assert find_config(name) == shipped / "gps-sds-pisa.yaml"
+    with pytest.raises(ValueError) as caught:
+        find_config("no-such-thing")
+    for path in shipped.glob("*.yaml"):
+        assert path.stem in str(caught.value)
+    with pytest.raises(ValueError, match="Did you mean 'gps-sds-pisa'.*Known: .*dreamfusion-sd"):
+        find_config("gps-sds-pissa.yaml")
+
+
+def test_the_current_folder_comes_before_the_shipped_configs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "threestudio_configs").mkdir()
+    nearer = tmp_path / "threestudio_configs" / "gps-sds-pisa.yaml"
+    nearer.write_text("name: mine\n")
+    assert find_config("gps-sds-pisa") == nearer
+    nearest = tmp_path / "gps-sds-pisa.yaml"
+    nearest.write_text("name: mine\n")
+    for name in ("gps-sds-pisa", "gps-sds-pisa.yaml", str(nearest)):
+        assert find_config(name).resolve() == nearest.resolve()
 
 
 def test_trial_folder_needs_a_name():

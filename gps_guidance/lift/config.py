@@ -236,17 +236,24 @@ def _mismatch(value: Any, wanted: str, where: str) -> ValueError:
 
 
 def find_config(name_or_path: str) -> Path:
-    """A config file by path, or by bare name in ``threestudio_configs/`` (here or beside us)."""
+    """A config file by path, or by bare name.
+
+    A name is looked for in the current folder, in its ``threestudio_configs/``, and in that of the
+    clone that this package belongs to. ValueError lists the names that exist.
+    """
+    given = Path(name_or_path).expanduser()
+    stem = given.name.removesuffix(".yaml")
     folders = [Path.cwd() / CONFIG_FOLDER, Path(__file__).parents[2] / CONFIG_FOLDER]
-    stem = Path(name_or_path).name.removesuffix(".yaml")
-    candidates = [Path(name_or_path).expanduser()] + [f / f"{stem}.yaml" for f in folders]
-    if Path(name_or_path).parent != Path("."):
-        candidates = candidates[:1]
+    candidates = [given]
+    if given.parent == Path("."):
+        candidates += [folder / f"{stem}.yaml" for folder in (Path.cwd(), *folders)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    names = {p.stem for f in folders if f.is_dir() for p in f.glob("*.yaml")}
-    raise ValueError(f"--config {name_or_path}: there is no such file. {closest(stem, names)}")
+    names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    known, near = closest("", names), closest(stem, names)
+    hint = known if near == known else f"{near} {known}"
+    raise ValueError(f"--config {name_or_path}: there is no such file. {hint}")
 
 
 def register_resolvers() -> None:

@@ -246,6 +246,19 @@ def restored(plan: Plan) -> Any:
     return system
 
 
+def check_photos(args: argparse.Namespace) -> None:
+    """ValueError before a long run, not after it, if ``--photos`` is no dataset of a landmark."""
+    from gps_guidance.photos import load_manifest
+
+    if args.photos is None:
+        return
+    if load_manifest(args.photos).center is None:
+        raise ValueError(f"--photos {args.photos}: its photos have no bearings, as they were "
+                         "ingested without a landmark. Run `gps-guidance ingest` with --landmark.")
+    if args.mode not in ("train", "test"):
+        logger.warning("--photos is not used with --%s: it writes no report.", args.mode)
+
+
 def write_report(plan: Plan, system: Any, datamodule: Any, device: Any,
                  photos: str | None = None) -> None:
     """metrics.json, mesh.glb and report.html of a finished run."""
@@ -330,17 +343,34 @@ def choose_engine(requested: str) -> str:
     return "threestudio" if torch.cuda.is_available() else "portable"
 
 
+def absolute_paths(source: Path, overrides: Sequence[str]) -> list[str]:
+    """Overrides for the config's relative paths, for a process that runs in another folder."""
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.merge(OmegaConf.load(source), OmegaConf.from_cli(list(overrides)))
+    root = OmegaConf.select(cfg, "exp_root_dir") or "outputs"
+    found = [f"exp_root_dir={Path(root).resolve()}"]
+    for key in ("resume", "system.weights", "system.guidance.pretrained_model_name_or_path",
+                "system.prompt_processor.pretrained_model_name_or_path"):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, str) and Path(value).exists():
+            found.append(f"{key}={Path(value).resolve()}")
+    return found
+
+
 def run_threestudio(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Hand the same command to threestudio's own launch.py, in its folder."""
     folder = threestudio_folder()
     assert folder is not None
-    command = [sys.executable, "launch.py", "--config", str(find_config(args.config).resolve()),
-               f"--{args.mode}", "--gpu", args.gpu, *overrides]
+    source = find_config(args.config).resolve()
+    command = [sys.executable, "launch.py", "--config", str(source), f"--{args.mode}", "--gpu",
+               args.gpu, *overrides, *absolute_paths(source, overrides)]
     command += ["--verbose"] if args.verbose else []
     command += ["--typecheck"] if args.typecheck else []
-    if not any(o.startswith("exp_root_dir=") for o in overrides):
-        command.append(f"exp_root_dir={Path.cwd() / 'outputs'}")
     logger.info("Engine: threestudio in %s", folder)
+    if args.photos:
+        logger.warning("--photos %s is not used: only the portable engine's report compares with "
+                       "photos.", args.photos)
     return subprocess.run(command, cwd=folder, check=False).returncode
 
 
@@ -380,6 +410,7 @@ def run_portable(args: argparse.Namespace, overrides: Sequence[str], argv: Seque
     cfg = load_config(str(source), overrides)
     find_resume(cfg)
     plan = make_plan(cfg)
+    check_photos(args)
     device = choose_device(args.gpu)
     model = getattr(plan.parts["guidance"][1], "pretrained_model_name_or_path", "none")
     logger.info("Engine: portable. Device: %s. Model: %s. Trial: %s", device_name(device), model,
@@ -392,25 +423,29 @@ def run_portable(args: argparse.Namespace, overrides: Sequence[str], argv: Seque
         else:
             evaluate(plan, device, args.mode, args.photos)
     except (Interrupted, KeyboardInterrupt, SIGTERMException):
-        logger.warning("Stopped. %s", how_to_go_on(cfg, args.mode))
+        logger.warning("Stopped. %s", how_to_go_on(cfg, args))
         return STOPPED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         logger.error("The disk is full (%s). Make room, then go on. %s", cfg.trial_dir,
-                     how_to_go_on(cfg, args.mode))
+                     how_to_go_on(cfg, args))
         return FAILED
     return OK
 
 
-def how_to_go_on(cfg: ExperimentConfig, mode: str) -> str:
-    """The command that resumes from the newest checkpoint of this trial."""
+def how_to_go_on(cfg: ExperimentConfig, args: argparse.Namespace) -> str:
+    """The command that resumes from the newest checkpoint of this trial, with the same flags."""
     trial = Path(cfg.trial_dir)
     saved = max((trial / "ckpts").glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, default=None)
     if saved is None:
         return "No checkpoint had been written yet: run the same command again."
     command = ["python", "launch.py", "--config", str(trial / "configs" / "parsed.yaml"),
-               f"--{mode}", f"resume={saved}"]
+               f"--{args.mode}", f"resume={saved}"]
+    for flag in ("gpu", "engine", "photos"):
+        value = getattr(args, flag)
+        if value != parser().get_default(flag):
+            command += [f"--{flag}", value]
     return f"Resume with: {shlex.join(command)}"
 
 
@@ -427,8 +462,8 @@ def launch(argv: Sequence[str]) -> int:
     start_log(args.verbose)
     try:
         if args.gradio:
-            raise ValueError("--gradio is threestudio's own page and not part of this engine; "
-                             "`gps-guidance demo` opens ours.")
+            raise ValueError("--gradio is threestudio's own page, which this engine does not have: "
+                             "open the trial's report.html and save/it<step>-test.mp4 instead.")
         if choose_engine(args.engine) == "threestudio":
             return run_threestudio(args, args.overrides)
         return run_portable(args, args.overrides, argv)

@@ -8,6 +8,7 @@ scene unit.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +49,7 @@ class FieldConfig:
                              f"{', '.join(map(str, NORMALS))}.")
 
 
-class Field(nn.Module):
+class Field(nn.Module, ABC):
     """What all fields share: the blob bias of the density, and normals by differences."""
 
     cfg: Any
@@ -76,17 +77,18 @@ class Field(nn.Module):
         raise ValueError(f"geometry.density_bias is {cfg.density_bias!r}; it must be a number, "
                          "'blob_dreamfusion' or 'blob_magic3d'.")
 
+    @abstractmethod
     def forward_density(self, points: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Density [..., 1] at points [..., 3]."""
 
     def difference_normal(self, points: Tensor, density: Tensor) -> Tensor:
         """Normal by one-sided (or, for ``finite_difference_laplacian``, central) differences."""
         eps = self.difference_eps
         steps = eps * torch.eye(3, dtype=points.dtype, device=points.device)
-        limit = self.cfg.radius
-        ahead = self.forward_density((points[..., None, :] + steps).clamp(-limit, limit))[..., 0]
+        limit, at = self.cfg.radius, points[..., None, :]
+        ahead = self.forward_density((at + steps).clamp(-limit, limit))[..., 0]
         if self.cfg.normal_type == "finite_difference_laplacian":
-            behind = self.forward_density((points[..., None, :] - steps).clamp(-limit, limit))[..., 0]
+            behind = self.forward_density((at - steps).clamp(-limit, limit))[..., 0]
             return F.normalize(0.5 * (behind - ahead) / eps, dim=-1)
         return F.normalize((density - ahead) / eps, dim=-1)
 
@@ -220,7 +222,8 @@ class PyramidGrid(Field):
     lookup. Coarse levels move large regions together, as a hash grid's do, without its gathers.
     ``levels`` gives the nodes a side; each is its own parameter ``levels.<k>``, so that an
     optimiser can give it its own rate. Density is ``density_scale`` x activation(gain x value +
-    bias) per scene unit.
+    bias) per scene unit. Normals are the volume's central differences whichever ``normal_type`` is
+    set; null leaves them out of the evaluation's pictures.
     """
 
     @dataclass
@@ -233,6 +236,9 @@ class PyramidGrid(Field):
         density_scale: float = 30.0
         feature_gain: float = 2.0
         isosurface_threshold: Any = 10.0
+
+    start: Tensor
+    gain: Tensor
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)

@@ -7,6 +7,7 @@ from torch's global generator, in the order: VAE posterior, time steps, noise, a
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,9 +32,9 @@ class SDSGuidanceConfig:
     """What both guidances share; names, units and meaning are threestudio's.
 
     ``min_step_percent``, ``max_step_percent`` and ``grad_clip`` are numbers or schedules
-    (:func:`gps_guidance.lift.sds.schedule`). ``half_precision_weights`` is float16 on a GPU and
-    bfloat16 on a CPU, where it halves the memory but not the time. ``resolution`` is the side in
-    pixels at which renders are encoded; null is the model's own.
+    (:func:`gps_guidance.lift.sds.schedule`). ``half_precision_weights`` is float16 on a GPU,
+    bfloat16 on a CPU. ``resolution`` is the side in pixels at which renders are encoded; null is
+    the model's own.
     """
 
     pretrained_model_name_or_path: str = ""
@@ -90,7 +91,7 @@ class StableDiffusionGuidanceConfig(SDSGuidanceConfig):
     max_items_eval: int = 4
 
 
-class SDSGuidance:
+class SDSGuidance(ABC):
     """Encode, noise, predict, Eq. 10: everything but how the predictions are composed.
 
     Parameters never require a gradient; the only graph is that of the VAE's encoder. Not a
@@ -144,10 +145,10 @@ class SDSGuidance:
         low = sds.schedule(self.cfg.min_step_percent, epoch, global_step)
         return low, sds.schedule(self.cfg.max_step_percent, epoch, global_step)
 
+    @abstractmethod
     def guided_noise(self, latents_noisy: Tensor, timesteps: Tensor, prompt_utils: Any,
                      batch: Mapping[str, Any]) -> Tensor:
         """e_hat [B, C, h, w] of noisy latents at ``timesteps`` [B] for a batch of cameras."""
-        raise NotImplementedError
 
     def __call__(self, rgb: Tensor, prompt_utils: Any, rgb_as_latents: bool = False,
                  guidance_eval: bool = False, **batch: Any) -> dict[str, Any]:

@@ -62,9 +62,9 @@ class HashGrid(nn.Module):
         base = float(config.get("base_resolution", 16))
         scale = float(config.get("per_level_scale", 1.447269237440378))
         self.resolutions = [int(base * scale**level) for level in range(self.n_levels)]
+        rows = [min(self.size, (r + 1) ** 3) for r in self.resolutions]
         self.tables = nn.ParameterList(
-            nn.Parameter(torch.empty(min(self.size, (r + 1) ** 3), self.n_features).uniform_(-1e-4, 1e-4))
-            for r in self.resolutions
+            nn.Parameter(torch.empty(n, self.n_features).uniform_(-1e-4, 1e-4)) for n in rows
         )
         self.n_output_dims = self.n_levels * self.n_features
 
@@ -107,7 +107,8 @@ class ProgressiveBandHashGrid(HashGrid):
         self.current_level = min(self.start_level + opened, self.n_levels)
 
     def forward(self, points: Tensor) -> Tensor:
-        levels = [self.level(points, k) for k in range(self.current_level)]
+        none = points.new_zeros(len(points), 0)
+        levels = [none, *(self.level(points, k) for k in range(self.current_level))]
         closed = (self.n_levels - self.current_level) * self.n_features
         return F.pad(torch.cat(levels, dim=-1), (0, closed))
 

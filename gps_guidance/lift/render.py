@@ -103,9 +103,11 @@ class NeRFVolumeRenderer(nn.Module):
     def __init__(self, cfg: Config, geometry: Any, material: Any, background: Any) -> None:
         super().__init__()
         self.cfg = cfg
-        # The system owns these modules: registered here as well, their weights would be saved twice.
+        # The system owns these modules: registered here too, their weights would be saved twice.
         self.parts = {"geometry": geometry, "material": material, "background": background}
         self.needs_normal = bool(material.requires_normal)
+        self.shows_normals = geometry.cfg.normal_type is not None
+        self.wants_normals = False  # set by the system while the orientation loss has weight
 
     def forward(self, rays_o: Tensor, rays_d: Tensor, light_positions: Tensor,
                 bg_color: Tensor | None = None, **batch: Any) -> dict[str, Tensor]:
@@ -133,7 +135,7 @@ class NeRFVolumeRenderer(nn.Module):
         if bg_color is not None and bg_color.ndim == 2:
             bg_color = bg_color[:, None, None].expand_as(background)
         shown = background if bg_color is None else bg_color
-        images = {
+        images: dict[str, Tensor] = {
             k: out.pop(k).reshape(b, h, w, -1)
             for k in ("comp_rgb_fg", "opacity", "depth", "z_variance", "comp_normal") if k in out
         }
@@ -159,7 +161,7 @@ class NeRFVolumeRenderer(nn.Module):
         edges = self._edges(origins, directions)
         middle, lengths = 0.5 * (edges[:, 1:] + edges[:, :-1]), edges.diff(dim=1)
         points = origins[:, None] + middle[..., None] * directions[:, None]
-        normals = self.needs_normal or (self.training and self.wants_normals)
+        normals = self.needs_normal or (self.wants_normals if self.training else self.shows_normals)
         field = self.parts["geometry"](points, output_normal=normals)
         colour = self.parts["material"](
             viewdirs=directions[:, None].expand_as(points), positions=points,
@@ -183,8 +185,6 @@ class NeRFVolumeRenderer(nn.Module):
             out |= self._samples(weights, middle, lengths, points, directions, field)
         return out
 
-    wants_normals = False  # set by the system while the orientation loss has weight
-
     def _samples(self, weights: Tensor, middle: Tensor, lengths: Tensor, points: Tensor,
                  directions: Tensor, field: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Per-sample outputs, flattened to [rays x samples, ...]."""
@@ -205,10 +205,12 @@ class NeRFVolumeRenderer(nn.Module):
 # --- regularisers ----------------------------------------------------------------------------
 
 
-def orientation_loss(weights: Tensor, normal: Tensor, directions: Tensor, opacity: Tensor) -> Tensor:
+def orientation_loss(weights: Tensor, normal: Tensor, directions: Tensor,
+                     opacity: Tensor) -> Tensor:
     """Ref-NeRF's penalty on normals that face away: sum w max(n . d, 0)^2 / number of hit pixels.
 
-    ``weights`` [M, 1] are constants; ``normal`` and ``directions`` [M, 3]; ``opacity`` [B, H, W, 1].
+    ``weights`` [M, 1] are constants, ``normal`` and ``directions`` are [M, 3] and ``opacity`` is
+    [B, H, W, 1].
     """
     away = (normal * directions).sum(-1, keepdim=True).clamp_min(0).square()
     return (weights.detach() * away).sum() / (opacity > 0).sum().clamp_min(1)

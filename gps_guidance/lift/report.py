@@ -1,4 +1,4 @@
-"""What a run leaves for people: ``metrics.json``, ``mesh.glb`` and ``report.html``."""
+"""What a run leaves for people: ``metrics.json``, ``mesh.glb``, ``report.html``, ``report.png``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from gps_guidance import geo, metrics
@@ -23,11 +24,12 @@ from gps_guidance.scorers import AngleClassifier
 log = logging.getLogger(__name__)
 
 COLUMNS = 12  # bearings shown in the report
+Rows = list[tuple[str, list[np.ndarray]]]
 SCORES = ("mask_iou", "occupancy_iou", "psnr_db", "bearing_within_one_bin")
 
 
 def finish(run: Any) -> dict[str, Any]:
-    """Score a finished run (:class:`gps_guidance.lift.engine.Run`) and write its three files."""
+    """Score a finished run (:class:`gps_guidance.lift.engine.Run`) and write its files."""
     guidance = run.cfg.system.get("guidance", {})
     model_name = str(guidance.get("pretrained_model_name_or_path", ""))
     try:
@@ -46,15 +48,25 @@ def finish(run: Any) -> dict[str, Any]:
     }
     with export.staged(run.trial_dir / "metrics.json") as stage:
         stage.write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
-    system = run.system
-    mesh = export.extract_mesh(system.geometry, system.material, placement=system.placement)
-    export.write_mesh(mesh, run.trial_dir / "mesh.glb")
+    _write_mesh(run)
     rows = _rows(run, folder, photos)
     _write_html(run, scores, rows)
+    _write_sheet(run.trial_dir / "report.png", rows)
     shown = {k: round(v, 3) for k, v in scores.items() if isinstance(v, float)}
     log.info("Scores: %s", shown)
     log.info("Open %s", run.trial_dir / "report.html")
     return scores
+
+
+def _write_mesh(run: Any) -> None:
+    """``mesh.glb``; a field that has no surface yet costs the mesh, not the scores."""
+    system = run.system
+    try:
+        mesh = export.extract_mesh(system.geometry, system.material, placement=system.placement)
+    except ValueError as error:
+        log.warning("No mesh.glb: %s", error)
+        return
+    export.write_mesh(mesh, run.trial_dir / "mesh.glb")
 
 
 @torch.no_grad()
@@ -143,10 +155,8 @@ def _photo_scores(run: Any, photos: Photos) -> dict[str, Any]:
     real = _full_crops(photos).permute(0, 2, 3, 1)
     fitted = metrics.affine_colour_fit(renders, real)
     scores: dict[str, Any] = {
-        "psnr_db": float(np.mean([metrics.psnr_db(a, b) for a, b in zip(renders, real, strict=True)])),
-        "psnr_affine_db": float(
-            np.mean([metrics.psnr_db(a, b) for a, b in zip(fitted, real, strict=True)])
-        ),
+        "psnr_db": metrics.mean_psnr_db(renders, real),
+        "psnr_affine_db": metrics.mean_psnr_db(fitted, real),
         "bearing_within_15_deg": metrics.bearing_match(
             renders.permute(0, 3, 1, 2), photos.bearings, real.permute(0, 3, 1, 2), photos.bearings
         ),
@@ -168,28 +178,33 @@ def _full_crops(photos: Photos) -> Tensor:
 # --- pictures --------------------------------------------------------------------------------
 
 
-def _rows(run: Any, folder: Path | None, photos: Photos | None) -> list[tuple[str, list[np.ndarray]]]:
+def _rows(run: Any, folder: Path | None, photos: Photos | None) -> Rows:
     """The report's pictures by bearing: title and ``COLUMNS`` images a row."""
     data = run.datamodule.cfg
     height, width = _size(data)
     bearings = [360.0 / COLUMNS * k for k in range(COLUMNS)]
-    rows: list[tuple[str, list[np.ndarray]]] = []
+    rows: Rows = []
     if photos is not None:
         real = _full_crops(photos)
-        picks = [int(np.abs(geo.angle_difference_deg(photos.bearings, b)).argmin()) for b in bearings]
+        picks = [_nearest(photos.bearings, bearing) for bearing in bearings]
         rows.append(("Photos taken nearest to each bearing", _pictures(real[picks])))
     elif _is_miniature(folder):
         rows.append(("Photos, as tourists take them", _tourist_photos(bearings, height)))
     if folder is not None and (folder / "angle_encoder").is_dir():
         model = load_angle_model(folder)
-        rows.append(("Generated for each bearing", _pictures(sample_angles(model, bearings, 2.0))))
-    renders = [render_view(run.system, *photo_camera(data, b), height, width)["rgb"] for b in bearings]
-    rows.append(("The 3D landmark from each bearing", [export.to_uint8(r) for r in renders]))
+        generated = sample_angles(model, bearings, guidance_scale=2.0)
+        rows.append(("Generated for each bearing", _pictures(generated)))
+    renders = [render_view(run.system, *photo_camera(data, b), height, width) for b in bearings]
+    rows.append(("The 3D landmark from each bearing", [export.to_uint8(r["rgb"]) for r in renders]))
     if _is_miniature(folder):
         scene = tower.Scene()
         truths = [photographer.truth_view(scene, b, height)[0]["rgb"] for b in bearings]
         rows.append(("Ground truth", [export.to_uint8(t) for t in truths]))
     return rows
+
+
+def _nearest(bearings: np.ndarray, bearing_deg: float) -> int:
+    return int(np.abs(geo.angle_difference_deg(bearings, bearing_deg)).argmin())
 
 
 def _tourist_photos(bearings: list[float], size: int) -> list[np.ndarray]:
@@ -199,7 +214,7 @@ def _tourist_photos(bearings: list[float], size: int) -> list[np.ndarray]:
     at = np.array([geo.bearing_deg(shot.gps, tower.CENTER) for shot in shots])
     pictures = []
     for bearing in bearings:
-        shot = shots[int(np.abs(geo.angle_difference_deg(at, bearing)).argmin())]
+        shot = shots[_nearest(at, bearing)]
         rgb = tower.render(tower.Scene(), shot.c2w, shot.fovy, *shot.size, shot.weather,
                            shot.passers_by)["rgb"].permute(2, 0, 1)[None]
         h, w = rgb.shape[2:]
@@ -216,7 +231,7 @@ def _pictures(images: Tensor) -> list[np.ndarray]:
     return [export.to_uint8(image.permute(1, 2, 0)) for image in images]
 
 
-def _write_html(run: Any, scores: dict[str, Any], rows: list[tuple[str, list[np.ndarray]]]) -> None:
+def _write_html(run: Any, scores: dict[str, Any], rows: Rows) -> None:
     folder = run.trial_dir / "report"
     bearings = "".join(f"<th>{360 / COLUMNS * k:.0f}°</th>" for k in range(COLUMNS))
     body = []
@@ -232,27 +247,53 @@ def _write_html(run: Any, scores: dict[str, Any], rows: list[tuple[str, list[np.
     table = "".join(
         f"<tr><td>{html.escape(k)}</td><td>{_shown(v)}</td></tr>" for k, v in scores.items()
     )
+    normals = "surface normal, " if run.system.renderer.shows_normals else ""
+    mesh = '<a href="mesh.glb">mesh.glb</a>, ' if (run.trial_dir / "mesh.glb").is_file() else ""
+    panels = f"colour, {normals}opacity"
     landmark = html.escape(run.system.placement.landmark or run.cfg.name)
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{landmark} in 3D</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; color: #222 }}
 h1 {{ font-weight: 600 }} table {{ border-collapse: collapse }} td, th {{ padding: 2px 6px }}
 img {{ width: 90px; image-rendering: auto; display: block; border-radius: 3px }}
-.top {{ display: flex; gap: 2rem; align-items: flex-start }} .title {{ padding-top: 1rem; font-weight: 600 }}
-video {{ width: 576px; border-radius: 6px }} .scores td:last-child {{ text-align: right; font-family: monospace }}
+.top {{ display: flex; gap: 2rem; align-items: flex-start }}
+.title {{ padding-top: 1rem; font-weight: 600 }}
+video {{ width: 576px; border-radius: 6px }}
+.scores td:last-child {{ text-align: right; font-family: monospace }}
 </style></head><body>
 <h1>{landmark}, lifted to 3D from GPS-tagged photos</h1>
-<p>Model <code>{html.escape(scores["model"])}</code>, {run.engine} engine on {html.escape(run.device)},
+<p>Model <code>{html.escape(scores["model"])}</code>, {run.engine} engine on
+{html.escape(run.device)},
 {scores["seconds"]:.0f} seconds of training, {scores["peak_memory_bytes"] / 2**30:.1f} GiB at most.
-Files: <a href="mesh.glb">mesh.glb</a>, <a href="{video}">turntable</a>, <a href="metrics.json">metrics.json</a>.</p>
+Files: {mesh}<a href="{video}">turntable</a>, <a href="metrics.json">metrics.json</a>.</p>
 <div class="top"><div><video src="{video}" autoplay loop muted controls></video>
-<p>One turn: colour, surface normal, opacity.</p></div><table class="scores">{table}</table></div>
+<p>One turn: {panels}.</p></div><table class="scores">{table}</table></div>
 <p>Each column is one bearing: where the photographer stands, clockwise from north.</p>
 <table><tr>{bearings}</tr>{"".join(body)}</table>
 </body></html>
 """
     with export.staged(run.trial_dir / "report.html") as stage:
         stage.write_text(page, "utf-8")
+
+
+def _write_sheet(path: Path, rows: Rows) -> None:
+    """The report's rows as one picture, to show where a page cannot be opened."""
+    strips = [np.concatenate(images, axis=1) for _, images in rows]
+    width = rows[0][1][0].shape[1]
+    figure = Figure(figsize=(12, sum(12 * s.shape[0] / s.shape[1] + 0.3 for s in strips) + 0.3),
+                    layout="constrained")
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for (title, _), strip, ax in zip(rows, strips, axes, strict=True):
+        ax.imshow(strip)
+        ax.set_title(title, loc="left", fontsize=10)
+        ax.set_yticks([])
+        ax.set_xticks([width * (k + 0.5) for k in range(COLUMNS)],
+                      [f"{360 / COLUMNS * k:.0f}°" for k in range(COLUMNS)] if ax is axes[-1]
+                      else [""] * COLUMNS)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    with export.staged(path) as stage:
+        figure.savefig(stage, dpi=100, format="png")
 
 
 def _shown(value: Any) -> str:

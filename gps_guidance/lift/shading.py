@@ -38,8 +38,8 @@ class NoMaterial(nn.Module):
         if self.network is not None:
             features = self.network(features)
         if features.shape[-1] != self.cfg.n_output_dims:
-            raise ValueError(f"material.n_output_dims is {self.cfg.n_output_dims}, but the geometry "
-                             f"gives {features.shape[-1]} features: make them equal.")
+            raise ValueError(f"material.n_output_dims is {self.cfg.n_output_dims}, but the "
+                             f"geometry gives {features.shape[-1]} features: make them equal.")
         return self.activation(features)
 
     def export(self, features: Tensor, **geometry: Any) -> dict[str, Tensor]:

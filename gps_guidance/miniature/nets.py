@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -32,11 +34,8 @@ def tiny_tokenizer(texts: list[str]) -> CLIPTokenizer:
                 symbols.append(pieces[0])
     symbols = list(dict.fromkeys([*symbols, "<|startoftext|>", "<|endoftext|>"]))
     vocab = {symbol: index for index, symbol in enumerate(symbols)}
-    return CLIPTokenizer(
-        vocab=vocab,
-        merges=[tuple(m.split()) for m in merges],  # type: ignore[arg-type]
-        model_max_length=MAX_TOKENS,
-    )
+    pairs: Any = [tuple(m.split()) for m in merges]  # annotated as list[str], used as pairs
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=MAX_TOKENS)
 
 
 def tiny_vae(widths: tuple[int, ...] = (16, 32, 64)) -> AutoencoderKL:
@@ -87,7 +86,8 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def tiny_model(
-    landmark: str, center: tuple[float, float], resolution: int | tuple[int, int], num_bins: int = 36
+    landmark: str, center: tuple[float, float], resolution: int | tuple[int, int],
+    num_bins: int = 36,
 ) -> DiffusionModel:
     """An untrained angle model for ``landmark``; all parts but the VAE train together."""
     angle_encoder = AngleEncoder(

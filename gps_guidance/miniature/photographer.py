@@ -1,4 +1,4 @@
-"""Tourists photograph the miniature landmark: JPEG files with EXIF GPS, as a crowd would take them."""
+"""Tourists photograph the miniature landmark: JPEG files with EXIF GPS, as a crowd takes them."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def _passers_by(rng: np.random.Generator, position: Tensor) -> list[Shape]:
         ).tolist()
         coat = plain(*rng.uniform(0.1, 0.8, 3))
         people.append(Ellipsoid((x, y, 0.75), (0.32, 0.32, 0.75), coat, clutter=True))
-        people.append(Ellipsoid((x, y, 1.6), (0.16, 0.16, 0.2), plain(0.78, 0.6, 0.5), clutter=True))
+        skin = plain(0.78, 0.6, 0.5)
+        people.append(Ellipsoid((x, y, 1.6), (0.16, 0.16, 0.2), skin, clutter=True))
     return people
 
 
@@ -182,7 +183,8 @@ def take_photos(folder: str | Path, count: int = 3000, seed: int = 0, processes:
         for row in _map(jobs, processes):
             truth.append(row)
             bar.update()
-    (folder / "truth.json").write_text(json.dumps({"frame": "east, north, up in m", "photos": truth}))
+    about = {"frame": "east, north, up in m", "photos": truth}
+    (folder / "truth.json").write_text(json.dumps(about))
     return folder
 
 

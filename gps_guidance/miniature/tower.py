@@ -53,7 +53,8 @@ def _house_paint(walls: Sequence[float], roof: Sequence[float], eaves: float) ->
 
     def paint(points: Tensor, normals: Tensor) -> Tensor:
         colour = points.new_tensor(walls).expand_as(points)
-        along = torch.remainder((points[:, 0] * normals[:, 1] - points[:, 1] * normals[:, 0]) / 5, 1)
+        sideways = points[:, 0] * normals[:, 1] - points[:, 1] * normals[:, 0]
+        along = torch.remainder(sideways / 5, 1)
         band = torch.remainder(points[:, 2] / eaves * 2, 1)
         window = (along > 0.35) & (along < 0.7) & (band > 0.35) & (band < 0.75)
         colour = torch.where(window[:, None], 0.45 * colour, colour)
@@ -138,7 +139,8 @@ class Scene:
         sun = F.normalize(normals.new_tensor(weather.sun), dim=0)
         diffuse = (normals @ sun).clamp_min(0)[:, None]
         sky = 0.85 + 0.15 * normals[:, 2:3]
-        return normals.new_tensor(weather.ambient) * sky + normals.new_tensor(weather.sun_rgb) * diffuse
+        sunlight = normals.new_tensor(weather.sun_rgb) * diffuse
+        return normals.new_tensor(weather.ambient) * sky + sunlight
 
     def _surroundings(self, origins: Tensor, directions: Tensor, weather: Weather) -> Tensor:
         up = directions[:, 2:3]

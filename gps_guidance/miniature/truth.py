@@ -13,8 +13,8 @@ from gps_guidance import geo
 from gps_guidance.metrics import (
     affine_colour_fit,
     mask_iou,
+    mean_psnr_db,
     occupancy_iou,
-    psnr_db,
     relative_depth_error,
 )
 from gps_guidance.miniature.photographer import truth_view
@@ -63,12 +63,12 @@ def score(view: View, density: Density, radius: float, size: int = 64,
     scores: dict[str, Any] = {
         "mask_iou": _mean_iou(opacity, masks),
         "occupancy_iou": _occupancy(density, points, occupied, 0.0),
-        "psnr_db": _mean_psnr(rgb, true_rgb),
-        "psnr_affine_db": _mean_psnr(affine_colour_fit(rgb, true_rgb), true_rgb),
+        "psnr_db": mean_psnr_db(rgb, true_rgb),
+        "psnr_affine_db": mean_psnr_db(affine_colour_fit(rgb, true_rgb), true_rgb),
         "depth_error": float(np.nanmean(depths)),
         "aligned_turn_deg": float(geo.angle_difference_deg(turn * 360.0 / len(bearings), 0.0)),
         "aligned_mask_iou": _mean_iou(opacity.roll(-turn, 0), masks),
-        "aligned_psnr_db": _mean_psnr(rgb.roll(-turn, 0), true_rgb),
+        "aligned_psnr_db": mean_psnr_db(rgb.roll(-turn, 0), true_rgb),
         "aligned_occupancy_iou": _occupancy(
             density, points, occupied, turn * 360.0 / len(bearings)
         ),
@@ -88,10 +88,6 @@ def score(view: View, density: Density, radius: float, size: int = 64,
 
 def _mean_iou(opacity: Tensor, masks: Tensor) -> float:
     return float(np.mean([mask_iou(o, m) for o, m in zip(opacity, masks, strict=True)]))
-
-
-def _mean_psnr(images: Tensor, truths: Tensor) -> float:
-    return float(np.mean([psnr_db(a, b) for a, b in zip(images, truths, strict=True)]))
 
 
 def _occupancy_grid(scene: Scene, radius: float) -> tuple[Tensor, np.ndarray]:
