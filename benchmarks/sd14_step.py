@@ -4,9 +4,9 @@
 
 The same YAML, engine and losses as for the bundled model; overridden are the model's folder and
 precision, the render size (64 px from the start), the batch size (1, the YAML has 3) and the number
-of steps. The report, which samples from the model, is not part of it. The weights are random (860 M + 84 M + 123 M parameters, about 2 GiB in a
-temporary folder): time and memory do not depend on their values. Prints JSON lines {"name",
-"value", "goal", "ok"}.
+of steps. The report, which samples from the model, is not part of it. The weights are random
+(860 M + 84 M + 123 M parameters, 2 GiB in a temporary folder): time and memory do not depend on
+their values. Prints JSON lines {"name", "value", "goal", "ok"}.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def write_model(folder: Path) -> None:
     from gps_guidance.miniature.nets import tiny_tokenizer
     from gps_guidance.models import DiffusionModel
 
-    angle_encoder = AngleEncoder(768, resolution=256, landmark="Leaning Tower of Pisa")
-    tokenizer = tiny_tokenizer([angle_encoder.prompt])
+    gps_encoder = AngleEncoder(768, resolution=256, landmark="Leaning Tower of Pisa")
+    tokenizer = tiny_tokenizer([gps_encoder.prompt])
     tokenizer.model_max_length = 77
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
@@ -57,7 +57,7 @@ def write_model(folder: Path) -> None:
         fill(module)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                               clip_sample=False)
-    DiffusionModel(unet, vae, text_encoder, tokenizer, scheduler, angle_encoder,
+    DiffusionModel(unet, vae, text_encoder, tokenizer, scheduler, gps_encoder,
                    str(folder)).save_pretrained(folder)
 
 

@@ -1,12 +1,14 @@
 """Model folders: an angle model is loaded by folder, or by the name of a bundled one.
 
 The folder has diffusers' layout (``unet vae text_encoder tokenizer scheduler``) plus
-``angle_encoder``; see docs/formats.md. Only safetensors are read.
+``gps_encoder``, whose config says whether it encodes a bearing (AngleEncoder) or a position
+(GPSEncoder); see docs/formats.md. Only safetensors are read.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from gps_guidance.encoders import AngleEncoder
+from gps_guidance.encoders import AngleEncoder, GPSEncoder
 
 BUNDLED = Path(__file__).parent / "miniature" / "models"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -28,20 +30,20 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 @dataclass
 class DiffusionModel:
-    """The parts of a latent diffusion model; ``angle_encoder`` is None for a plain text model."""
+    """The parts of a latent diffusion model; ``gps_encoder`` is None for a text model."""
 
     unet: Any
     vae: Any
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
-    angle_encoder: AngleEncoder | None
+    gps_encoder: AngleEncoder | GPSEncoder | None
     path: str
 
     def modules(self) -> dict[str, Any]:
         named = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
-        if self.angle_encoder is not None:
-            named["angle_encoder"] = self.angle_encoder
+        if self.gps_encoder is not None:
+            named["gps_encoder"] = self.gps_encoder
         return named
 
     def to(self, device: str | torch.device) -> DiffusionModel:
@@ -56,9 +58,9 @@ class DiffusionModel:
 
     @property
     def angle(self) -> AngleEncoder:
-        """The angle encoder, where the caller knows that there is one."""
-        assert self.angle_encoder is not None
-        return self.angle_encoder
+        """The encoder of the bearing, where the caller knows that this is an angle model."""
+        assert isinstance(self.gps_encoder, AngleEncoder)
+        return self.gps_encoder
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Prompts -> CLIP's last hidden state [B, L, D]."""
@@ -71,12 +73,13 @@ class DiffusionModel:
     def null_text(self, batch_size: int) -> Tensor:
         """The tokens of "no text" [B, L, D] by the convention saved with the weights."""
         null = self.encode_text([""]).expand(batch_size, -1, -1)
-        convention = self.angle.config.null_text if self.angle_encoder is not None else "empty"
+        encoder = self.gps_encoder
+        convention = "empty" if encoder is None else encoder.config.null_text
         return torch.zeros_like(null) if convention == "zeros" else null
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write every part under ``folder``, safetensors only; the angle encoder comes last, so
-        that a folder which has one is complete."""
+        """Write every part under ``folder``, safetensors only; the GPS encoder comes last, so that
+        a folder which has one is complete."""
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
         self.scheduler.save_pretrained(Path(folder) / "scheduler")
         for name, module in self.modules().items():
@@ -119,10 +122,9 @@ def load_model(name_or_path: str | Path) -> DiffusionModel:
     if missing:
         raise ValueError(
             f"{folder} is not a complete model folder: {', '.join(missing)} missing. It must hold "
-            f"{', '.join(PARTS)} and, for an angle model, angle_encoder."
+            f"{', '.join(PARTS)} and, for an angle or GPS model, gps_encoder."
         )
     safe: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
-    encoder = folder / "angle_encoder"
     return DiffusionModel(
         unet=_load_part(UNet2DConditionModel.from_pretrained, folder / "unet", **safe),
         vae=_load_part(AutoencoderKL.from_pretrained, folder / "vae", **safe),
@@ -130,7 +132,7 @@ def load_model(name_or_path: str | Path) -> DiffusionModel:
                                 use_safetensors=True, dtype=torch.float32),
         tokenizer=_load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
         scheduler=_load_part(DDPMScheduler.from_pretrained, folder / "scheduler"),
-        angle_encoder=load_angle_encoder(folder) if encoder.is_dir() else None,
+        gps_encoder=_load_encoder(folder),
         path=str(name_or_path),
     ).freeze()
 
@@ -143,15 +145,50 @@ def _load_part(from_pretrained: Callable[..., Any], folder: Path, **options: Any
                          f"safetensors. {' '.join(str(error).split())}") from error
 
 
+def angle_config(name_or_path: str | Path) -> dict[str, Any] | None:
+    """The encoder's configuration if the folder holds an angle model, else None; loads no weights.
+
+    ValueError if there is no such folder or its configuration cannot be read.
+    """
+    config = _encoder_config(resolve_model(name_or_path))
+    return config if config and config["_class_name"] == AngleEncoder.__name__ else None
+
+
+def _encoder_config(folder: Path) -> dict[str, Any] | None:
+    path = folder / "gps_encoder" / "config.json"
+    if not path.parent.is_dir():
+        return None
+    known = (AngleEncoder.__name__, GPSEncoder.__name__)
+    try:
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if config["_class_name"] not in known:
+            raise ValueError(f"{config['_class_name']!r} is not {' or '.join(known)}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of an encoder: {error}") from error
+    return config
+
+
+def _load_encoder(folder: Path) -> AngleEncoder | GPSEncoder | None:
+    config = _encoder_config(folder)
+    if config is None:
+        return None
+    kind = AngleEncoder if config["_class_name"] == AngleEncoder.__name__ else GPSEncoder
+    encoder: AngleEncoder | GPSEncoder = _load_part(
+        kind.from_pretrained, folder / "gps_encoder", use_safetensors=True,
+        torch_dtype=torch.float32,
+    )
+    return encoder
+
+
 def _angle_folder(name_or_path: str | Path) -> Path:
     """The folder of an angle model; ValueError if it holds a GPS model or a plain text model."""
     folder = resolve_model(name_or_path)
-    if not (folder / "angle_encoder").is_dir():
+    if angle_config(folder) is None:
         gps = (folder / "gps_encoder").is_dir()
         plain = "a text model" if (folder / "unet").is_dir() else "no finished model"
-        kind = "a GPS model of a city (gps_encoder)" if gps else plain
+        kind = "a GPS model of a city (GPSEncoder)" if gps else plain
         raise ValueError(
-            f"{folder} holds {kind}, but an angle model (angle_encoder) is needed here. Train one "
+            f"{folder} holds {kind}, but an angle model (AngleEncoder) is needed here. Train one "
             f"with `gps-guidance train angle`, or use the bundled miniature-pisa."
         )
     return folder
@@ -164,8 +201,6 @@ def load_angle_model(name_or_path: str | Path) -> DiffusionModel:
 
 def load_angle_encoder(name_or_path: str | Path) -> AngleEncoder:
     """The angle encoder alone; its configuration says landmark, centre, bins, size and prompt."""
-    folder = _angle_folder(name_or_path) / "angle_encoder"
-    encoder: AngleEncoder = _load_part(
-        AngleEncoder.from_pretrained, folder, use_safetensors=True, torch_dtype=torch.float32
-    )
+    encoder = _load_encoder(_angle_folder(name_or_path))
+    assert isinstance(encoder, AngleEncoder)
     return encoder

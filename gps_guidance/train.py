@@ -142,7 +142,7 @@ def train_angle(dataset: str | Path, output_dir: str | Path, recipe: AngleRecipe
     if the folder already holds a finished model.
     """
     out = Path(output_dir)
-    if (out / "angle_encoder").is_dir():
+    if (out / "gps_encoder").is_dir():
         raise ValueError(f"{out} already holds a finished angle model. Give another --out folder, "
                          "or remove it to train again.")
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -199,7 +199,7 @@ def _start_model(recipe: AngleRecipe, photos: Photos) -> DiffusionModel:
         model.angle.register_to_config(prompt=recipe.prompt, null_text=recipe.null_text)
         return model
     model = load_model(recipe.base)
-    model.angle_encoder = AngleEncoder(
+    model.gps_encoder = AngleEncoder(
         cross_attention_dim=model.unet.config.cross_attention_dim, num_bins=recipe.num_bins,
         resolution=recipe.resolution, landmark=photos.landmark, center=photos.center,
         prompt=recipe.prompt, null_text=recipe.null_text,
@@ -452,7 +452,7 @@ def _train_unet(model: DiffusionModel, photos: Photos, moments: Tensor, prior: T
                 recipe: AngleRecipe, out: Path, accelerator: Accelerator) -> None:
     """Eq. 6 + lambda Eq. 9 on cached latents. The text encoder trains only with tiny networks."""
     model.vae.requires_grad_(False).eval()
-    trained: dict[str, Any] = {"unet": model.unet, "angle_encoder": model.angle}
+    trained: dict[str, Any] = {"unet": model.unet, "gps_encoder": model.angle}
     if recipe.base == "tiny":
         trained["text_encoder"] = model.text_encoder
     weights = photos.bin_weights(recipe.num_bins, recipe.balance_bins)

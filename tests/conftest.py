@@ -22,7 +22,7 @@ TOKEN_DIM = 16
 RESOLUTION = 32  # pixels; latents are 8 x 8
 
 
-def tiny_parts(angle_encoder: AngleEncoder | None = None) -> DiffusionModel:
+def tiny_parts(gps_encoder: AngleEncoder | GPSEncoder | None = None) -> DiffusionModel:
     """An untrained latent diffusion model: f4 VAE, two-level UNet, two-layer CLIP text encoder."""
     tokenizer = tiny_tokenizer(["A photo of Leaning Tower of Pisa, side front back view"])
     text_config = CLIPTextConfig(
@@ -49,7 +49,7 @@ def tiny_parts(angle_encoder: AngleEncoder | None = None) -> DiffusionModel:
         scheduler=DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
         ),
-        angle_encoder=angle_encoder,
+        gps_encoder=gps_encoder,
         path="tiny",
     )
 
@@ -84,9 +84,8 @@ def tiny_gps_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-gps")
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        tiny_parts().save_pretrained(folder)
         encoder = GPSEncoder(cross_attention_dim=TOKEN_DIM, bounds=(43.70, 10.38, 43.74, 10.42))
-        encoder.save_pretrained(folder / "gps_encoder", safe_serialization=True)
+        tiny_parts(encoder).save_pretrained(folder)
     return folder
 
 

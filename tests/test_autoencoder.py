@@ -1,4 +1,4 @@
-"""The small VAE: its loss, and latents brought to mean 0 and deviation 1 without any other change."""
+"""The small VAE: its loss, and latents brought to mean 0 and deviation 1, nothing else changed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_vae_loss_is_the_sum_it_says(vae) -> None:
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.mean + posterior.std * noise).sample
     kl = 0.0
-    for m, v in zip(posterior.mean.flatten().tolist(), posterior.var.flatten().tolist(), strict=True):
+    pairs = zip(posterior.mean.flatten().tolist(), posterior.var.flatten().tolist(), strict=True)
+    for m, v in pairs:
         kl += 0.5 * (m * m + v - 1 - math.log(v)) / posterior.mean.numel()
     expected = (y - x).abs().mean() + (y - x).square().mean() + 0.3 * gradient_difference(y, x)
     assert float(loss) == pytest.approx(float(expected) + 0.5 * kl, rel=1e-4)

@@ -127,7 +127,7 @@ def test_the_metrics_are_documented_and_exist():
 
 def test_the_angle_encoders_config_is_documented():
     keys = {k for k in AngleEncoder(16).config if not k.startswith("_")}
-    assert set(table(DOCS / "formats.md", "angle_encoder/config.json")) == keys
+    assert set(table(DOCS / "formats.md", "gps_encoder/config.json")) == keys
 
 
 def test_recipe_keys_on_the_pages_exist():

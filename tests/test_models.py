@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from gps_guidance.encoders import AngleEncoder
+from gps_guidance.encoders import AngleEncoder, GPSEncoder
 from gps_guidance.models import (
     BUNDLED,
     DiffusionModel,
@@ -71,7 +71,7 @@ def test_the_bundled_model_has_the_real_classes_and_is_frozen(bundled: Diffusion
     assert isinstance(bundled.text_encoder, CLIPTextModel)
     assert isinstance(bundled.tokenizer, CLIPTokenizer)
     assert isinstance(bundled.scheduler, DDPMScheduler)
-    assert isinstance(bundled.angle_encoder, AngleEncoder)
+    assert isinstance(bundled.gps_encoder, AngleEncoder)
     for module in bundled.modules().values():
         assert not module.training
         for parameter in module.parameters():
@@ -101,7 +101,7 @@ def test_the_bundled_folder_is_small_and_holds_half_precision_safetensors() -> N
     }
     stored = [path for path in files if path.suffix == ".safetensors"]
     assert sorted(path.parent.name for path in stored) == [
-        "angle_classifier", "angle_encoder", "text_encoder", "unet", "vae"
+        "angle_classifier", "gps_encoder", "text_encoder", "unet", "vae"
     ]
     for path in stored:
         with safe_open(path, "pt") as file:
@@ -122,13 +122,14 @@ def test_the_bundled_classifier_says_how_good_it_is() -> None:
 
 def test_a_gps_model_is_not_an_angle_model(tiny_gps_model: Path) -> None:
     for load in (load_angle_model, load_angle_encoder):
-        with pytest.raises(ValueError, match="GPS model.*gps_encoder.*angle model.*train angle"):
+        with pytest.raises(ValueError, match="GPS model.*GPSEncoder.*angle model.*train angle"):
             load(tiny_gps_model)
-    assert load_model(tiny_gps_model).angle_encoder is None
+    city = load_model(tiny_gps_model).gps_encoder
+    assert isinstance(city, GPSEncoder) and city.config.bounds == [43.70, 10.38, 43.74, 10.42]
 
 
 def test_a_text_model_is_not_an_angle_model(tiny_sd_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds a text model.*angle_encoder.*train angle"):
+    with pytest.raises(ValueError, match="holds a text model.*AngleEncoder.*train angle"):
         load_angle_model(tiny_sd_model)
     with pytest.raises(ValueError, match="holds no finished model.*train angle"):
         load_angle_model(tmp_path)
@@ -144,7 +145,7 @@ def test_an_incomplete_folder_names_what_is_missing(
         load_angle_model(tmp_path / "m")
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "angle_encoder"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "gps_encoder"])
 def test_only_safetensors_are_read(tiny_angle_model: Path, tmp_path: Path, part: str) -> None:
     """Pickled weights can run any code, so that a folder which has only those is refused."""
     shutil.copytree(tiny_angle_model, tmp_path / "m")
@@ -157,7 +158,7 @@ def test_only_safetensors_are_read(tiny_angle_model: Path, tmp_path: Path, part:
         load_angle_model(tmp_path / "m")
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "angle_encoder"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "gps_encoder"])
 def test_damaged_weights_are_said(tiny_angle_model: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(tiny_angle_model, tmp_path / "m")
     [stored] = (tmp_path / "m" / part).glob("*.safetensors")
@@ -207,11 +208,13 @@ def test_the_encoder_alone(tiny_angle_model: Path) -> None:
     whole = load_angle_model(tiny_angle_model).angle
     bearings = torch.tensor([0.0, 91.0])
     assert torch.equal(encoder(bearings), whole(bearings))
-    written = json.loads((tiny_angle_model / "angle_encoder" / "config.json").read_text())
+    written = json.loads((tiny_angle_model / "gps_encoder" / "config.json").read_text())
     assert written["center"] == [43.722952, 10.396597]
 
 
-def test_null_text_follows_the_saved_convention(tiny_angle_model: Path, tiny_sd_model: Path) -> None:
+def test_null_text_follows_the_saved_convention(
+    tiny_angle_model: Path, tiny_sd_model: Path
+) -> None:
     model = load_angle_model(tiny_angle_model)
     length = model.tokenizer.model_max_length
     assert torch.equal(model.null_text(2), torch.zeros(2, length, TOKEN_DIM))

@@ -88,7 +88,7 @@ def ctrl_c_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_the_defaults_are_the_papers() -> None:
-    """Sec. A.2.1: AdamW, constant lr 5e-6, no warm-up, batch 256, 256 x 256, 800 steps, lambda 1."""
+    """Sec. A.2.1: AdamW, constant lr 5e-6, no warm-up, batch 256, 256 px, 800 steps, lambda 1."""
     recipe = load_recipe()
     assert recipe == AngleRecipe()
     assert recipe.base == "CompVis/stable-diffusion-v1-4"
@@ -249,7 +249,7 @@ def whole(miniature_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_run_writes_what_it_promises(whole: Path) -> None:
     assert sorted(path.name for path in whole.iterdir()) == [
-        "angle_encoder", "angle_loss.csv", "loss.png", "recipe.yaml", "samples-000003.png",
+        "angle_loss.csv", "gps_encoder", "loss.png", "recipe.yaml", "samples-000003.png",
         "samples-000006.png", "scheduler", "text_encoder", "tokenizer", "unet", "vae",
         "vae_loss.csv",
     ]
@@ -291,7 +291,7 @@ def test_a_run_that_stops_in_each_stage_ends_the_same(
             with pytest.raises(KeyboardInterrupt):
                 train_angle(miniature_dataset, out, recipe)
         assert (out / "checkpoints" / f"{stage}-{step:07d}.pt").is_file()
-        assert not (out / "angle_encoder").exists()
+        assert not (out / "gps_encoder").exists()
         assert f"stopped {stage} at step {step} of" in caplog.text
     assert sorted(p.name for p in (out / "checkpoints").glob("angle-*")) == [
         "angle-0000004.pt", "angle-0000005.pt"  # checkpoints_total_limit

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gps_guidance import geo
+from gps_guidance.encoders import AngleEncoder
 from gps_guidance.lift import sds
 from gps_guidance.lift.cameras import bearing_from_c2w
 from gps_guidance.models import DiffusionModel, load_angle_model, load_model
@@ -288,7 +289,7 @@ class GPSGuidance(SDSGuidance):
         model = load_angle_model(cfg.pretrained_model_name_or_path)
         with torch.no_grad():
             null = torch.cat([model.null_text(1), model.angle.null(1)], dim=1)
-        self.angle_encoder = model.modules()["angle_encoder"].to(device)
+        self.gps_encoder = model.modules()["gps_encoder"].to(device)
         self.null_tokens = null.to(device)
         super().__init__(cfg, model, model.angle.size, device)
 
@@ -312,12 +313,12 @@ class GPSGuidance(SDSGuidance):
     def angle_tokens(self, c2w: Tensor) -> Tensor:
         """The angle token [B, 1, D] of each camera [B, 4, 4], or zeros where it is dropped."""
         dropout = self.cfg.angle_dropout
-        null = self.angle_encoder.null(len(c2w))
+        null = self.gps_encoder.null(len(c2w))
         if dropout == 1:
             return null
         bearing = bearing_from_c2w(c2w, self.cfg.north_offset_deg)
-        num_bins = self.angle_encoder.config.num_bins
-        tokens = self.angle_encoder(snap_bearing(bearing, self.cfg.snap_to_bins, num_bins))
+        num_bins = self.gps_encoder.config.num_bins
+        tokens = self.gps_encoder(snap_bearing(bearing, self.cfg.snap_to_bins, num_bins))
         if dropout == 0:
             return tokens
         drop = torch.rand(len(c2w), device=tokens.device) < dropout
@@ -336,7 +337,7 @@ class StableDiffusionGuidance(SDSGuidance):
         if cfg.use_sjc and cfg.use_img_loss:
             raise ValueError("guidance.use_sjc has no image term: set guidance.use_img_loss=false.")
         model = load_model(cfg.pretrained_model_name_or_path)
-        if model.angle_encoder is not None:
+        if isinstance(model.gps_encoder, AngleEncoder):
             size = model.angle.size
         else:
             latent = model.unet.config.sample_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -96,14 +95,13 @@ def build_system(plan: Plan) -> Any:
 def placement_of(guidance: Any) -> Any:
     """Landmark and centre from the angle model's folder, where the config names one."""
     from gps_guidance.lift.export import Placement
-    from gps_guidance.models import resolve_model
+    from gps_guidance.models import angle_config
 
     offset = float(getattr(guidance, "north_offset_deg", 0.0))
     try:
-        folder = resolve_model(guidance.pretrained_model_name_or_path)
-        about = json.loads((folder / "angle_encoder" / "config.json").read_text("utf-8"))
-    except (ValueError, OSError):
-        return Placement(north_offset_deg=offset)
+        about = angle_config(guidance.pretrained_model_name_or_path) or {}
+    except ValueError:  # the guidance says what is wrong with the model when it is built
+        about = {}
     center = about.get("center")
     return Placement(about.get("landmark", ""), tuple(center) if center else None, offset)
 

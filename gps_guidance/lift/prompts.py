@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from gps_guidance.encoders import AngleEncoder
-from gps_guidance.models import DiffusionModel, resolve_model
+from gps_guidance.models import DiffusionModel, angle_config, load_angle_encoder, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class GPSPromptProcessor(PromptProcessor):
         super().__init__(cfg, device)
 
     def _prompt(self, model: DiffusionModel) -> str:
-        if model.angle_encoder is None:
+        if not isinstance(model.gps_encoder, AngleEncoder):
             raise ValueError(
                 f"prompt_processor.pretrained_model_name_or_path is {model.path!r}, which is not "
                 "an angle model; use stable-diffusion-prompt-processor for a text model."
@@ -232,7 +232,6 @@ def _load_text_model(name_or_path: str, device: str | torch.device) -> Diffusion
     for part in ("text_encoder", "tokenizer"):
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} is not a complete model folder: {part} is missing.")
-    encoder = folder / "angle_encoder"
     text_encoder: Any = CLIPTextModel.from_pretrained(
         folder / "text_encoder", use_safetensors=True, dtype=torch.float32
     )
@@ -242,10 +241,7 @@ def _load_text_model(name_or_path: str, device: str | torch.device) -> Diffusion
         text_encoder=text_encoder.to(device).requires_grad_(False).eval(),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler=None,
-        angle_encoder=(
-            AngleEncoder.from_pretrained(encoder, use_safetensors=True).to(device)
-            if encoder.is_dir() else None
-        ),
+        gps_encoder=load_angle_encoder(folder) if angle_config(folder) else None,
         path=str(name_or_path),
     )
 

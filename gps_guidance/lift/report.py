@@ -17,7 +17,7 @@ from gps_guidance import geo, metrics
 from gps_guidance.dataset import Photos, load_photos
 from gps_guidance.lift import cameras, export
 from gps_guidance.miniature import photographer, tower, truth
-from gps_guidance.models import load_angle_model, resolve_model
+from gps_guidance.models import angle_config, load_angle_model, resolve_model
 from gps_guidance.sampling import sample_angles
 from gps_guidance.scorers import AngleClassifier
 
@@ -90,10 +90,8 @@ def render_view(system: Any, c2w: Tensor, fovy: float, height: int, width: int
 
 
 def _is_miniature(folder: Path | None) -> bool:
-    config = folder / "angle_encoder" / "config.json" if folder else None
-    if config is None or not config.is_file():
-        return False
-    return json.loads(config.read_text("utf-8")).get("landmark") == tower.NAME
+    about = angle_config(folder) if folder else None
+    return about is not None and about.get("landmark") == tower.NAME
 
 
 def _input_photos(run: Any) -> Photos | None:
@@ -190,7 +188,7 @@ def _rows(run: Any, folder: Path | None, photos: Photos | None) -> Rows:
         rows.append(("Photos taken nearest to each bearing", _pictures(real[picks])))
     elif _is_miniature(folder):
         rows.append(("Photos, as tourists take them", _tourist_photos(bearings, height)))
-    if folder is not None and (folder / "angle_encoder").is_dir():
+    if folder is not None and angle_config(folder) is not None:
         model = load_angle_model(folder)
         generated = sample_angles(model, bearings, guidance_scale=2.0)
         rows.append(("Generated for each bearing", _pictures(generated)))

@@ -90,11 +90,11 @@ def tiny_model(
     num_bins: int = 36,
 ) -> DiffusionModel:
     """An untrained angle model for ``landmark``; all parts but the VAE train together."""
-    angle_encoder = AngleEncoder(
+    gps_encoder = AngleEncoder(
         cross_attention_dim=TEXT_DIM, landmark=landmark, center=center, resolution=resolution,
         num_bins=num_bins,
     )
-    tokenizer = tiny_tokenizer([angle_encoder.prompt])
+    tokenizer = tiny_tokenizer([gps_encoder.prompt])
     return DiffusionModel(
         unet=tiny_unet(),
         vae=tiny_vae(),
@@ -104,6 +104,6 @@ def tiny_model(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
             num_train_timesteps=1000, clip_sample=False,
         ),
-        angle_encoder=angle_encoder,
+        gps_encoder=gps_encoder,
         path="tiny",
     )
