@@ -116,6 +116,19 @@ def test_the_pyramids_volume_is_the_sum_of_its_upsampled_levels():
     assert middle["features"][0].tolist() == pytest.approx([1.0] * 3)
 
 
+@pytest.mark.parametrize(("bounds", "kept"), [
+    ({"floor": -0.3}, [0, 1, 1]), ({"footprint": 0.5}, [1, 1, 0]),
+    ({"floor": -0.3, "footprint": 0.5}, [0, 1, 0]),
+])
+def test_below_the_floor_and_beyond_the_footprint_there_is_nothing(bounds, kept):
+    points = torch.tensor([[0.3, 0.39, -0.31], [0.3, 0.39, -0.29], [-0.3, 0.41, 0.5]])
+    whole, cut = pyramid(density_bias=0.0), pyramid(density_bias=0.0, **bounds)
+    kept = torch.tensor(kept)[:, None].float()
+    torch.testing.assert_close(cut.forward_density(points), whole.forward_density(points) * kept)
+    assert torch.equal(cut(points)["density"], cut.forward_density(points))
+    assert torch.equal(cut(points)["features"], whole(points)["features"])
+
+
 def test_gradients_reach_every_level():
     field = pyramid((2, 3, 5))
     out = field(torch.rand(64, 3) * 2 - 1)

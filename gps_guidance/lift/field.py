@@ -222,8 +222,10 @@ class PyramidGrid(Field):
     lookup. Coarse levels move large regions together, as a hash grid's do, without its gathers.
     ``levels`` gives the nodes a side; each is its own parameter ``levels.<k>``, so that an
     optimiser can give it its own rate. Density is ``density_scale`` x activation(gain x value +
-    bias) per scene unit. Normals are the volume's central differences whichever ``normal_type`` is
-    set; null leaves them out of the evaluation's pictures.
+    bias) per scene unit. It is zero below the height ``floor`` and further than ``footprint`` from
+    the vertical axis, so that the ground around a landmark is left to the background. Normals are
+    the volume's central differences whichever ``normal_type`` is set; null leaves them out of the
+    evaluation's pictures.
     """
 
     @dataclass
@@ -236,6 +238,8 @@ class PyramidGrid(Field):
         density_scale: float = 30.0
         feature_gain: float = 2.0
         isosurface_threshold: Any = 10.0
+        floor: float | None = None
+        footprint: float | None = None
 
     start: Tensor
     gain: Tensor
@@ -283,11 +287,17 @@ class PyramidGrid(Field):
             self._cache = (key, total)
         return self._cache[1]
 
-    def density_of(self, raw: Tensor) -> Tensor:
-        return self.cfg.density_scale * self.density_activation(raw)
+    def _density(self, raw: Tensor, points: Tensor) -> Tensor:
+        density = self.cfg.density_scale * self.density_activation(raw)
+        if self.cfg.floor is not None:
+            density = density * (points[..., 2:] >= self.cfg.floor)
+        if self.cfg.footprint is not None:
+            density = density * (points[..., :2].norm(dim=-1, keepdim=True) <= self.cfg.footprint)
+        return density
 
     def forward_density(self, points: Tensor) -> Tensor:
-        return self.density_of(sample_volume(self.volume()[:, :1], points / self.cfg.radius))
+        raw = sample_volume(self.volume()[:, :1], points / self.cfg.radius)
+        return self._density(raw, points)
 
     def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         volume = self.volume()
@@ -295,7 +305,7 @@ class PyramidGrid(Field):
             volume = torch.cat([volume, slopes(volume[:, :1])], dim=1)
         values = sample_volume(volume, points / self.cfg.radius)
         count = 1 + self.cfg.n_feature_dims
-        out = {"density": self.density_of(values[..., :1]), "features": values[..., 1:count]}
+        out = {"density": self._density(values[..., :1], points), "features": values[..., 1:count]}
         if output_normal:
             # The activation is monotonic: the density falls where its argument does.
             normal = -F.normalize(values[..., count:], dim=-1)
