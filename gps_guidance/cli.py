@@ -120,7 +120,8 @@ def _train(args: argparse.Namespace) -> None:
                              "give no recipe, key=value or --class-data-dir.")
         print(f"classifier: {train_angle_classifier(args.dataset, args.out)}")
         return
-    from gps_guidance.train import load_recipe, train_angle
+    from gps_guidance.recipe import load_recipe
+    from gps_guidance.train import train_angle
 
     recipe = load_recipe(args.recipe, args.overrides)
     print(f"model: {train_angle(args.dataset, args.out, recipe, args.class_data_dir)}")

@@ -11,7 +11,7 @@ import pytest
 from gps_guidance import photos
 from gps_guidance.encoders import AngleEncoder
 from gps_guidance.lift import report
-from gps_guidance.train import AngleRecipe
+from gps_guidance.recipe import AngleRecipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

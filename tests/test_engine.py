@@ -10,17 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
 
 from gps_guidance import geo
 from gps_guidance.lift import engine, system
-from gps_guidance.lift.callbacks import AtomicCheckpointIO, GracefulStop
 from gps_guidance.lift.config import ExperimentConfig, load_config
 from gps_guidance.lift.plan import find_resume, make_plan
-from gps_guidance.lift.system import build_optimizer, build_scheduler, seed_step
 from gps_guidance.miniature.photographer import take_photos
 from gps_guidance.photos import ingest
 
@@ -406,27 +403,6 @@ def test_a_full_disk_is_one_message_and_leaves_the_old_checkpoint(config, messag
     assert not list(Path("out/tiny/t/ckpts").glob(".*"))
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_torch_reports_a_full_disk_as_an_oserror():
-    from gps_guidance.lift.callbacks import _Plain
-
-    with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as file:
-        torch.save({"a": torch.zeros(10)}, _Plain(file))
-    assert caught.value.errno == errno.ENOSPC
-
-
-def test_checkpoints_appear_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.ckpt"
-    io = AtomicCheckpointIO()
-    whole = {"state_dict": {"a": torch.arange(3)}, "epoch": 0, "global_step": 1}
-    io.save_checkpoint(whole, path)
-    assert torch.equal(io.load_checkpoint(path)["state_dict"]["a"], torch.arange(3))
-    with pytest.raises(AttributeError):  # a local function cannot be pickled
-        io.save_checkpoint({**whole, "extra": lambda: None}, path)
-    assert io.load_checkpoint(path)["global_step"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
-
-
 @pytest.mark.parametrize("requested, device, used", [
     ("16-mixed", "cpu", "32-true"), (16, "cpu", "32-true"), ("16-mixed", "mps", "32-true"),
     ("16-mixed", "cuda", "16-mixed"), ("bf16-mixed", "cpu", "bf16-mixed"),
@@ -439,32 +415,6 @@ def test_precision_falls_back_where_the_device_lacks_it(requested, device, used)
 def test_half_precision_configs_train_on_a_cpu(config, messages, losses):
     assert run(config, "train", "trainer.precision=16-mixed", "trainer.max_steps=1") == 0
     assert "trainer.precision 16-mixed does not work on cpu" in messages()
-
-
-def test_seed_step_depends_on_both_numbers_and_nothing_else():
-    def draw(seed, step):
-        seed_step(seed, step)
-        return torch.rand(2).tolist()
-
-    first = draw(0, 1)
-    torch.rand(5)
-    assert draw(0, 1) == first
-    assert len({tuple(draw(seed, step)) for seed in range(4) for step in range(4)}) == 16
-    assert draw(-1, 0) != draw(1, 0)
-
-
-def test_optimiser_groups_and_nested_schedulers():
-    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
-    optimizer = build_optimizer({"name": "AdamW", "args": {"lr": 1.0},
-                                 "params": {"0": {"lr": 0.5}, "1.bias": None}}, module)
-    assert [g["lr"] for g in optimizer.param_groups] == [0.5, 1.0]
-    assert [len(g["params"]) for g in optimizer.param_groups] == [2, 1]
-    built = build_scheduler({"name": "SequentialLR", "interval": "step", "milestones": [1],
-                             "schedulers": [{"name": "ConstantLR", "args": {"factor": 0.1}},
-                                            {"name": "ExponentialLR", "args": {"gamma": 0.5}}]},
-                            optimizer)
-    assert built["interval"] == "step"
-    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.1)
 
 
 def test_every_shipped_3d_config_is_accepted_as_it_is():
@@ -482,13 +432,6 @@ def test_the_bar_counts_steps_of_an_endless_loader(config, capfd):
     assert run(config, "train", "trainer.enable_progress_bar=true", "trainer.max_steps=3") == 0
     shown = capfd.readouterr().out
     assert "3/3" in shown and "loss=" in shown
-
-
-def test_without_a_first_step_there_is_nothing_to_save(tmp_path):
-    stop = GracefulStop(tmp_path / "last.ckpt")
-    stop.request()
-    stop.on_train_batch_end(pl.Trainer(logger=False, enable_checkpointing=False))
-    assert not stop.saved
 
 
 def test_run_is_reported(straight):

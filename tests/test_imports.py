@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "gps_guidance"
 # The longest matching name counts. A module imports its own level and below, never in a circle.
 LEVELS = {
     "geo": 0,
-    "photos": 1, "encoders": 1, "noise": 1, "models": 1, "lift.sds": 1, "lift.config": 1,
+    "photos": 1, "encoders": 1, "noise": 1, "models": 1, "recipe": 1, "lift.sds": 1,
+    "lift.config": 1,
     "dataset": 2, "captions": 2, "autoencoder": 2, "sampling": 2, "lift": 2,
     "train": 3, "scorers": 3, "metrics": 3, "viz": 3, "pipeline": 3, "lift.system": 3,
     "lift.engine": 3, "lift.report": 3, "lift.callbacks": 3, "lift.plan": 3, "miniature": 3,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import io
@@ -471,48 +470,3 @@ def test_photos_do_not_need_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "False"
-
-
-# --- real photos (GPS_GUIDANCE_PHOTOS) -------------------------------------------------------
-
-
-def test_all_photos_of_the_sakharov_monument_enter(real_photos: Path, tmp_path: Path) -> None:
-    center = (59.940900, 30.296600)
-    summary = ingest(real_photos / "sakharov", tmp_path / "out", landmark="Sakharov monument",
-                     center=center)
-    assert summary.kept == 32
-    assert dict(summary.rejected) == {"not_an_image": 1}  # positions.csv
-    rows = {row["source"]: row
-            for row in photos.load_manifest(tmp_path / "out").rows.to_pylist()}
-    with open(real_photos / "sakharov" / "positions.csv", newline="") as file:
-        for known in csv.DictReader(file):
-            row = rows[known["file"]]
-            off = geo.angle_difference_deg(row["bearing_deg"], float(known["bearing_deg"]))
-            assert abs(off) < 0.1
-            assert row["distance_m"] == pytest.approx(float(known["radius_m"]), rel=5e-3)
-            with Image.open(tmp_path / "out" / row["file"]) as image:
-                assert not image.getexif()
-
-
-def test_edge_cases_of_real_cameras(real_photos: Path, tmp_path: Path) -> None:
-    """Six have GPS; the malformed and corrupted ones, the four portraits and the HEIC have none."""
-    ingest(real_photos / "exif-edge", tmp_path / "out")
-    rows = {row["source"]: row
-            for row in photos.load_manifest(tmp_path / "out").rows.to_pylist()}
-    assert sorted(rows) == [f"DSCN{n:04d}.jpg" for n in (10, 12, 21, 25, 27, 29)]
-    first = rows["DSCN0010.jpg"]  # 43 deg 28' 2.814" N, 11 deg 53' 6.45599999" E
-    assert first["lat"] == pytest.approx(43 + 28 / 60 + 2.814 / 3600, abs=1e-9)
-    assert first["lon"] == pytest.approx(11 + 53 / 60 + 6.45599999 / 3600, abs=1e-9)
-    assert first["taken_at"] == "2008-10-22T16:28:39"
-    small = {f"image0{n}.jpg": "too_small" for n in (1551, 1713, 1980)}
-    none = {f"image0{n}.jpg": "no_gps" for n in ("0971", 1088, 1137, 2206)}
-    none |= {name: "no_gps" for name in
-             ["corrupted.jpg", "iphone_13_pro_max.HEIC",
-              *(f"portrait_{n}.jpg" for n in (1, 3, 6, 8))]}
-    assert rejections(tmp_path / "out") == small | none
-
-
-def test_a_walk_in_lund_lies_in_lund(real_photos: Path, tmp_path: Path) -> None:
-    summary = ingest(real_photos / "lund", tmp_path / "out",
-                     bounds=geo.Bounds(55.68, 13.15, 55.74, 13.25))
-    assert (summary.kept, dict(summary.rejected), summary.bins) == (29, {}, None)

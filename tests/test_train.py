@@ -1,4 +1,4 @@
-"""Training: recipes, condition dropout, the loss, and runs that stop and go on exactly."""
+"""Training: condition dropout, the loss, and runs that stop and go on exactly."""
 
 from __future__ import annotations
 
@@ -15,20 +15,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import quicken
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from gps_guidance import train
 from gps_guidance.miniature import nets
 from gps_guidance.models import load_angle_model, load_model
-from gps_guidance.train import (
-    AngleRecipe,
-    denoising_loss,
-    draw_latents,
-    drop_conditions,
-    load_recipe,
-    train_angle,
-)
+from gps_guidance.recipe import AngleRecipe, load_recipe
+from gps_guidance.train import denoising_loss, draw_latents, drop_conditions, train_angle
 
 FULL_DISK = Path("/dev/full")
 
@@ -82,78 +75,6 @@ def ctrl_c_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
         return real(*args, **options)
 
     return wrapped
-
-
-# --- recipes ---------------------------------------------------------------------------------
-
-
-def test_the_defaults_are_the_papers() -> None:
-    """Sec. A.2.1: AdamW, constant lr 5e-6, no warm-up, batch 256, 256 px, 800 steps, lambda 1."""
-    recipe = load_recipe()
-    assert recipe == AngleRecipe()
-    assert recipe.base == "CompVis/stable-diffusion-v1-4"
-    assert (recipe.learning_rate, recipe.lr_scheduler, recipe.lr_warmup_steps) == (
-        5e-6, "constant", 0
-    )
-    assert (recipe.train_batch_size, recipe.size, recipe.max_train_steps) == (256, (256, 256), 800)
-    assert recipe.with_prior_preservation and recipe.prior_loss_weight == 1.0
-    assert (recipe.num_bins, recipe.dither_bins, recipe.balance_bins) == (36, False, 0.0)
-    assert (recipe.prompt, recipe.null_text) == ("A photo of {landmark}", "zeros")
-    assert (recipe.ema_decay, recipe.colour_jitter) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize("path", sorted(train.RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_bundled_recipe_loads_by_name_and_by_path(path: Path) -> None:
-    recipe = load_recipe(path.stem)
-    assert recipe == load_recipe(str(path))
-    for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():  # type: ignore
-        assert getattr(recipe, str(key)) == value
-    assert recipe.base == "tiny"
-    assert not recipe.with_prior_preservation  # there is no original model to preserve
-    assert all(side % 16 == 0 for side in recipe.size)
-
-
-def test_overrides_come_after_the_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("seed: 7\nmax_train_steps: 10\nresolution: [96, 64]\n")
-    recipe = load_recipe(str(tmp_path / "mine.yaml"), ["max_train_steps=20", "ema_decay=0.5"])
-    assert (recipe.seed, recipe.max_train_steps, recipe.ema_decay) == (7, 20, 0.5)
-    assert recipe.size == (96, 64)
-    assert load_recipe(None, ["resolution=[32,48]"]).size == (32, 48)
-    assert load_recipe(None, ["prompt=a {landmark} at noon"]).prompt == "a {landmark} at noon"
-    (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert load_recipe(str(tmp_path / "empty.yaml")) == AngleRecipe()
-
-
-@pytest.mark.parametrize(
-    ("text", "overrides", "message"),
-    [
-        ("", ["max_train_step=3"], r"no key 'max_train_step'\. Did you mean 'max_train_steps'\?"),
-        ("learning_rat: 3", [], "no key 'learning_rat'.*'learning_rate'.*vae_steps"),
-        ("", ["optimizer.lr=1"], "no key 'optimizer'"),
-        ("", ["max_train_steps=many"], "'many'.*Integer.*max_train_steps"),
-        ("seed: [1", [], "recipe"),
-        ("- seed\n- 3\n", [], "recipe|no key"),
-        ("", ["seed"], "seed"),
-    ],
-)
-def test_a_wrong_recipe_is_said_in_one_line(
-    tmp_path: Path, text: str, overrides: list[str], message: str
-) -> None:
-    (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(ValueError, match=message) as caught:
-        load_recipe(str(tmp_path / "mine.yaml"), overrides)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_recipe_names_the_bundled_ones() -> None:
-    with pytest.raises(ValueError, match="'nowhere'.*miniature-pisa, tiny-landmark"):
-        load_recipe("nowhere")
-
-
-@pytest.mark.parametrize("resolution", ["wide", [64], [64, 0], 0, [64, 64, 3], 1.5, None])
-def test_a_resolution_is_one_or_two_numbers(resolution: Any) -> None:
-    with pytest.raises(ValueError, match=r"resolution is .*\[height,width\]"):
-        AngleRecipe(resolution=resolution).size  # noqa: B018
 
 
 @pytest.mark.parametrize(
