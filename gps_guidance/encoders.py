@@ -46,6 +46,13 @@ class _TokenMLP(nn.Sequential):
         assert isinstance(layer, nn.Linear)
         return layer
 
+    def tokens(self, code: Tensor) -> Tensor:
+        """The MLP of codes [..., C] on the CPU, on its own device and in its own precision."""
+        weight = self.output.weight
+        if not weight.is_meta:  # else the weights are offloaded, and their hooks move the input
+            code = code.to(weight.device)
+        return self(code.to(weight.dtype))
+
     @torch.no_grad()
     def match_scale(self, inputs: Tensor, std: float) -> None:
         """Scale the output layer so that tokens vary over ``inputs`` with deviation ``std``."""
@@ -63,7 +70,10 @@ class GPSEncoder(ModelMixin, ConfigMixin):
     east in degrees). One MLP f is shared, plus a learned embedding of the axis: cross-attention
     ignores token order, and without it (x, y) and (y, x) would give the same image.
     ``axis_embedding=False`` and ``match_text_scale=False`` give the paper's literal text.
+    ``num_photos`` and ``photo_license`` say what the model was trained on, for its card.
     """
+
+    num_tokens = 2
 
     config: Any  # diffusers types it as a plain dict, but it has the arguments as attributes
     config_name: Any  # its two base classes disagree
@@ -78,6 +88,8 @@ class GPSEncoder(ModelMixin, ConfigMixin):
         axis_embedding: bool = True,
         match_text_scale: bool = True,
         null_text: str = "zeros",
+        num_photos: int | None = None,
+        photo_license: str | None = None,
     ) -> None:
         super().__init__()
         check_null_text(null_text)
@@ -95,10 +107,9 @@ class GPSEncoder(ModelMixin, ConfigMixin):
         """(lat, lon) [B, 2] in degrees -> tokens [B, 2, cross_attention_dim]."""
         if isinstance(gps, Tensor):
             gps = gps.detach().cpu().numpy()
-        weight = self.mlp.output.weight
-        xy = torch.as_tensor(self.bounds.normalize(gps)).to(weight.device, torch.float32)
+        xy = torch.as_tensor(self.bounds.normalize(gps)).to(torch.float32)
         code = positional_encoding(xy.reshape(-1, 2, 1), self.config.num_freqs, True)
-        return self.mlp(code.to(weight.dtype)) + self.axis
+        return self.mlp.tokens(code) + self.axis
 
     def null(self, batch_size: int) -> Tensor:
         """The tokens of "no GPS" (A.2.1): zeros [B, 2, cross_attention_dim]."""
@@ -112,7 +123,10 @@ class AngleEncoder(ModelMixin, ConfigMixin):
     that -180 and 180 degrees are the same token. The configuration also keeps what inference must
     agree on with training: the landmark, its centre (lat, lon), the prompt, the number of bins,
     the resolution ([height, width] or one int, in pixels) and what "no text" means.
+    ``num_photos`` and ``photo_license`` say what the model was trained on, for its card.
     """
+
+    num_tokens = 1
 
     config: Any  # diffusers types it as a plain dict, but it has the arguments as attributes
     config_name: Any  # its two base classes disagree
@@ -130,6 +144,8 @@ class AngleEncoder(ModelMixin, ConfigMixin):
         center: tuple[float, float] | None = None,
         prompt: str = "A photo of {landmark}",
         null_text: str = "zeros",
+        num_photos: int | None = None,
+        photo_license: str | None = None,
     ) -> None:
         super().__init__()
         check_null_text(null_text)
@@ -157,11 +173,10 @@ class AngleEncoder(ModelMixin, ConfigMixin):
 
         The angle is wrapped and encoded in float64: 2^9 pi amplifies rounding 1,600 times.
         """
-        weight = self.mlp.output.weight
         turn = torch.as_tensor(bearing_deg, dtype=torch.float64, device="cpu").reshape(-1, 1)
         wrapped = torch.remainder(turn + 180.0, 360.0) / 180.0 - 1.0
         code = positional_encoding(wrapped, self.config.num_freqs, False)
-        return self.mlp(code.to(weight.device, weight.dtype))[:, None]
+        return self.mlp.tokens(code)[:, None]
 
     def null(self, batch_size: int) -> Tensor:
         """The token of "no angle" (A.2.1): zeros [B, 1, D]."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -25,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
 
 BUNDLED = Path(__file__).parent / "miniature" / "models"
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionGPSPipeline")  # without, with a place
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -78,12 +80,31 @@ class DiffusionModel:
         return torch.zeros_like(null) if convention == "zeros" else null
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write every part under ``folder``, safetensors only; the GPS encoder comes last, so that
-        a folder which has one is complete."""
+        """Write every part under ``folder``, safetensors only, with what makes it a pipeline of
+        diffusers; the GPS encoder comes last, so that a folder which has one is complete."""
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
-        self.scheduler.save_pretrained(Path(folder) / "scheduler")
+        # As in Stable Diffusion; training and distillation use its noise levels alone.
+        scheduler = DDIMScheduler.from_config(self.scheduler.config, steps_offset=1,
+                                              set_alpha_to_one=False)
+        scheduler.save_pretrained(Path(folder) / "scheduler")
+        self._write_index(Path(folder), scheduler)
         for name, module in self.modules().items():
             save_module(module, Path(folder) / name)
+
+    def _write_index(self, folder: Path, scheduler: Any) -> None:
+        """``model_index.json``, by which diffusers' ``from_pretrained`` finds the parts."""
+        parts = {**self.modules(), "tokenizer": self.tokenizer, "scheduler": scheduler}
+        index: dict[str, Any] = {
+            "_class_name": PIPELINES[self.gps_encoder is not None],
+            "_diffusers_version": diffusers.__version__, "requires_safety_checker": False,
+            **{name: [None, None] for name in ("feature_extractor", "image_encoder",
+                                               "safety_checker")},
+        }
+        for name, part in parts.items():
+            module = type(part).__module__
+            ours = module.startswith("gps_guidance.")
+            index[name] = [module if ours else module.split(".")[0], type(part).__name__]
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def save_module(module: Any, folder: Path) -> None:
@@ -102,10 +123,16 @@ def save_module(module: Any, folder: Path) -> None:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def bundled_model(name: str | Path) -> Path | None:
+    """The folder of the bundled model of that name, None if there is none."""
+    folder = BUNDLED / str(name)
+    return folder if folder.parent == BUNDLED and folder.is_dir() else None
+
+
 def resolve_model(name_or_path: str | Path) -> Path:
-    """The folder of a bundled model's name or of a path; ValueError says what was looked for."""
-    for folder in (Path(name_or_path).expanduser(), BUNDLED / str(name_or_path)):
-        if folder.is_dir():
+    """The folder of a path, or of a bundled model's name; ValueError says what was looked for."""
+    for folder in (Path(name_or_path).expanduser(), bundled_model(name_or_path)):
+        if folder is not None and folder.is_dir():
             return folder
     bundled = sorted(p.name for p in BUNDLED.iterdir()) if BUNDLED.is_dir() else []
     raise ValueError(

@@ -21,7 +21,7 @@ from gps_guidance.encoders import AngleEncoder
 from gps_guidance.lift import sds
 from gps_guidance.lift.cameras import bearing_from_c2w
 from gps_guidance.models import DiffusionModel, load_angle_model, load_model
-from gps_guidance.noise import angle_guidance
+from gps_guidance.noise import angle_guidance, rescale_guidance
 
 logger = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ class GPSGuidance(SDSGuidance):
         cond, uncond = self.predict_noise(latents_noisy, timesteps, both)
         noise_pred = angle_guidance(cond, uncond, scale)
         if self.cfg.guidance_rescale:
-            return sds.rescale_guidance(noise_pred, cond, self.cfg.guidance_rescale)
+            return rescale_guidance(noise_pred, cond, self.cfg.guidance_rescale)
         return noise_pred
 
     def angle_tokens(self, c2w: Tensor) -> Tensor:
@@ -376,7 +376,7 @@ class StableDiffusionGuidance(SDSGuidance):
             text, *rest = self.predict_noise(latents_noisy, timesteps, tokens)
             noise_pred = angle_guidance(text, rest[0], scale) if rest else text
         if self.cfg.guidance_rescale:
-            return sds.rescale_guidance(noise_pred, text, self.cfg.guidance_rescale)
+            return rescale_guidance(noise_pred, text, self.cfg.guidance_rescale)
         return noise_pred
 
     def latent_grad(self, noise_pred: Tensor, noise: Tensor, weight: Tensor) -> Tensor:

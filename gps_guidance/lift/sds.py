@@ -121,16 +121,6 @@ def image_loss(images: Tensor, decoded: Tensor, weight: Tensor) -> Tensor:
     return (weight * (images - decoded.detach()).square()).mean()
 
 
-def rescale_guidance(noise_pred: Tensor, noise_pred_cond: Tensor, rescale: float) -> Tensor:
-    """Blend, by ``rescale`` in [0, 1], towards a prediction that varies as the conditional one.
-
-    Lin et al. (2023), "Common Diffusion Noise Schedules and Sample Steps are Flawed", Sec. 3.4.
-    """
-    dims = list(range(1, noise_pred.ndim))
-    ratio = noise_pred_cond.std(dims, keepdim=True) / noise_pred.std(dims, keepdim=True)
-    return noise_pred * (rescale * ratio + 1 - rescale)
-
-
 def perp_neg_guidance(noise_pred_text: Tensor, noise_pred_uncond: Tensor, noise_preds_neg: Tensor,
                       neg_weights: Tensor, guidance_scale: float) -> Tensor:
     """Perp-Neg (Armandpour et al., 2023): uncond + s (d + sum_i w_i d_i^perp), d = text - uncond.

@@ -1,0 +1,77 @@
+"""The model card (README.md) of a model folder: what it knows, and what its users must know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from gps_guidance.encoders import AngleEncoder
+
+TAG = "gps-guidance"
+GENERATED = "has been automatically generated"  # in the empty card that diffusers uploads
+CARD = """---
+{data}
+---
+# {title}
+
+{what}
+
+| | |
+|---|---|
+{rows}
+
+```python
+from gps_guidance.pipeline import StableDiffusionGPSPipeline
+
+pipe = StableDiffusionGPSPipeline.from_pretrained("FOLDER OR HUB NAME OF THIS MODEL")
+image = pipe({call}).images[0]
+```
+
+The method is that of
+[GPS as a Control Signal for Image Generation](https://cfeng16.github.io/gps-gen/) (CVPR 2025).
+A model of few photos can reproduce them nearly: share it only if you would share the photos.
+"""
+
+
+def model_card(encoder: Any, license: str | None = None) -> ModelCard:
+    """The card of a model with this encoder (GPSEncoder or AngleEncoder).
+
+    ``license`` is that of the weights, as the Hub spells it; None writes "other" and says that
+    nobody has stated one.
+    """
+    config = encoder.config
+    rows = {
+        "training photos": config.num_photos or "not stated",
+        "no text is": {"zeros": "zero tokens", "empty": 'the embedding of ""'}[config.null_text],
+        "licence of the weights": license or "not stated",
+        "licence of the photos": config.photo_license or "not stated",
+    }
+    if isinstance(encoder, AngleEncoder):
+        name = config.landmark or "a landmark"
+        title, call = f"{name} by bearing", "bearing_deg=90"
+        what = f"Images of {name} as seen from a bearing in degrees clockwise from north."
+        rows = {
+            "prompt": f"`{encoder.prompt}`", "centre (lat, lon)": config.center or "not stated",
+            "bearing bins": config.num_bins, "resolution": "{} x {}".format(*encoder.size), **rows,
+        }
+    else:
+        south, west, north, east = config.bounds
+        title = "Images by text and GPS"
+        call = f'"a street", gps=({(south + north) / 2:.5f}, {(west + east) / 2:.5f})'
+        what = "Images from a prompt and a position (lat, lon) in degrees."
+        rows = {"bounds (south, west, north, east)": (south, west, north, east), **rows}
+    data = ModelCardData(license=license or "other", library_name="diffusers",
+                         pipeline_tag="text-to-image", tags=[TAG, "gps", "stable-diffusion"])
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return ModelCard(CARD.format(data=data.to_yaml(), title=title, what=what, rows=table,
+                                 call=call))
+
+
+def write_card(folder: str | Path, encoder: Any, license: str | None = None) -> None:
+    """Write README.md into a model folder, unless there is one that somebody wrote."""
+    path = Path(folder) / "README.md"
+    if path.is_file() and GENERATED not in path.read_text("utf-8"):
+        return
+    model_card(encoder, license).save(path)
