@@ -1,4 +1,4 @@
-"""Positions on the ground: local metres, bearings around a landmark, bins, bounds. No torch.
+"""Positions on the ground: metres, bearings around a landmark, bins, bounds. No torch.
 
 Positions are ``(lat, lon)`` in degrees (WGS 84) at every public door, as people and EXIF say them.
 A *bearing* is the direction in which the photographer stands as seen from the landmark's centre,
@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pyproj import CRS, Transformer
+from pyproj import CRS, Geod, Transformer
 
 Array = NDArray[np.float64]
 LatLon = tuple[float, float]
+GEOD = Geod(ellps="WGS84")
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,27 @@ def check_lat_lon(points: ArrayLike, what: str = "gps") -> Array:
     array = np.asarray(points, dtype=np.float64)
     if array.ndim == 0 or array.shape[-1] != 2:
         raise ValueError(f"{what} must hold (lat, lon) pairs in its last axis, got {array.shape}.")
-    for lat, lon in array.reshape(-1, 2):
+    pairs = array.reshape(-1, 2)
+    for lat, lon in pairs[~(np.abs(pairs) <= (90, 180)).all(-1)]:  # NaN compares as False
         pair = f"{what} ({lat:g}, {lon:g})"
         if not (np.isfinite(lat) and np.isfinite(lon)):
             raise ValueError(f"{pair} is not finite; give (lat, lon) in degrees.")
         if abs(lat) > 90:
             swapped = " Did you swap lat and lon?" if abs(lon) <= 90 and abs(lat) <= 180 else ""
             raise ValueError(f"{pair}: latitude must lie in [-90, 90] degrees.{swapped}")
-        if abs(lon) > 180:
-            raise ValueError(f"{pair}: longitude must lie in [-180, 180] degrees.")
+        raise ValueError(f"{pair}: longitude must lie in [-180, 180] degrees.")
     return array
 
 
 @lru_cache(maxsize=64)
-def _local_frame(lat: float, lon: float) -> Transformer:
-    """Azimuthal equidistant plane around (lat, lon): distance and bearing from it are geodesic."""
-    plane = CRS.from_proj4(f"+proj=aeqd +lat_0={lat!r} +lon_0={lon!r} +datum=WGS84 +units=m")
+def local_frame(lat: float, lon: float, projection: str = "aeqd") -> Transformer:
+    """From (lon, lat) in degrees to the plane (east_m, north_m) around a centre in degrees.
+
+    In ``aeqd`` (azimuthal equidistant) distance and bearing from the centre are geodesic; in
+    ``laea`` (azimuthal equal-area) equal areas on the ground are equal in the plane.
+    """
+    center = f"+lat_0={lat!r} +lon_0={lon!r}"
+    plane = CRS.from_proj4(f"+proj={projection} {center} +datum=WGS84 +units=m")
     return Transformer.from_crs("EPSG:4326", plane, always_xy=True)
 
 
@@ -85,7 +91,7 @@ def local_m(points: ArrayLike, center: ArrayLike) -> Array:
     """(lat, lon) [..., 2] to (east_m, north_m) [..., 2] in the local frame of ``center``."""
     latlon = check_lat_lon(points)
     lat, lon = check_lat_lon(center, "center")
-    east, north = _local_frame(float(lat), float(lon)).transform(latlon[..., 1], latlon[..., 0])
+    east, north = local_frame(float(lat), float(lon)).transform(latlon[..., 1], latlon[..., 0])
     return np.stack([np.asarray(east), np.asarray(north)], axis=-1)
 
 
@@ -93,10 +99,26 @@ def from_local_m(east_north_m: ArrayLike, center: ArrayLike) -> Array:
     """The inverse of :func:`local_m`: (east_m, north_m) [..., 2] to (lat, lon) [..., 2]."""
     metres = np.asarray(east_north_m, dtype=np.float64)
     lat, lon = check_lat_lon(center, "center")
-    lons, lats = _local_frame(float(lat), float(lon)).transform(
+    lons, lats = local_frame(float(lat), float(lon)).transform(
         metres[..., 0], metres[..., 1], direction="INVERSE"
     )
     return np.stack([np.asarray(lats), np.asarray(lons)], axis=-1)
+
+
+def distance_m(point: ArrayLike, other: ArrayLike) -> Any:
+    """Geodesic distance in metres on the WGS 84 ellipsoid; (lat, lon) [..., 2], broadcast."""
+    a, b = np.broadcast_arrays(check_lat_lon(point), check_lat_lon(other))
+    return np.asarray(GEOD.inv(a[..., 1], a[..., 0], b[..., 1], b[..., 0])[2])
+
+
+def distance_text(metres: float) -> str:
+    """A distance for people: "450 m", "3.2 km", "1,200 km"."""
+    if metres < 1:
+        return "less than 1 m"
+    if round(metres) < 1000:
+        return f"{metres:.0f} m"
+    km = metres / 1000
+    return f"{km:.1f} km" if round(km, 1) < 100 else f"{km:,.0f} km"
 
 
 def bearing_deg(point: ArrayLike, center: ArrayLike) -> Any:
@@ -162,17 +184,36 @@ class Bounds:
         inside_lat = (p[..., 0] >= self.south) & (p[..., 0] <= self.north)
         return inside_lat & (p[..., 1] >= self.west) & (p[..., 1] <= self.east)
 
+    def distance_m(self, points: ArrayLike) -> Any:
+        """Geodesic distance [...] in metres from (lat, lon) [..., 2] to the box; 0 inside."""
+        p = check_lat_lon(points)
+        metres = [self._distance_m(lat, lon) for lat, lon in p.reshape(-1, 2)]
+        return np.reshape(metres, p.shape[:-1])
+
+    def _distance_m(self, lat: float, lon: float) -> float:
+        if self.west <= lon <= self.east:  # a meridian is the shortest way to a parallel
+            return float(distance_m((lat, lon), (np.clip(lat, self.south, self.north), lon)))
+        nearest = np.inf
+        for edge in (self.west, self.east):
+            # The shortest way to a meridian changes latitude: narrow the interval around its end.
+            south, north = self.south, self.north
+            for _ in range(8):
+                lats = np.linspace(south, north, 33)
+                metres = distance_m((lat, lon), np.stack([lats, np.full(33, edge)], -1))
+                best = int(metres.argmin())
+                south, north = lats[max(best - 1, 0)], lats[min(best + 1, 32)]
+                nearest = min(nearest, float(metres[best]))
+        return nearest
+
     def check(self, points: ArrayLike, what: str = "gps") -> Array:
         """``points`` as float64, or a ValueError naming the first pair outside the box."""
         p = check_lat_lon(points, what)
-        for pair in p.reshape(-1, 2):
-            if self.contains(pair):
-                continue
+        for pair in p[~self.contains(p)]:
             swapped = abs(pair[1]) <= 90 and bool(self.contains(pair[::-1]))
             hint = " Did you swap lat and lon?" if swapped else ""
             raise ValueError(
                 f"{what} ({pair[0]:g}, {pair[1]:g}) lies outside the bounds {self.as_tuple()} "
-                f"(south, west, north, east).{hint}"
+                f"(south, west, north, east), {distance_text(self._distance_m(*pair))} away.{hint}"
             )
         return p
 

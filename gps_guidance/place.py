@@ -87,8 +87,6 @@ def encode_area(encoder: Encoder, area: Any, streets: Any, num_locations: int,
     if isinstance(encoder, AngleEncoder):
         raise ValueError("An area was given, but this is an angle model of a landmark: give "
                          "bearing_deg.")
-    if not isinstance(num_locations, int) or num_locations < 1:
-        raise ValueError(f"num_locations is {num_locations!r}; give a whole number of at least 1.")
     if streets is not None:
         points = areas.sample_streets(streets, num_locations, rng, area)
     else:

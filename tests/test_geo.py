@@ -99,6 +99,53 @@ def test_bounds():
         geo.Bounds(43.74, 10.38, 43.70, 10.42)
 
 
+def test_distance_is_geodesic():
+    # One degree of the equator is 6,378,137 m x pi / 180.
+    assert geo.distance_m((0, 10), (0, 11)) == pytest.approx(111_319.4908, abs=1e-3)
+    # A quarter of the meridian, the metre's first definition.
+    quarter = geo.distance_m([[0, 20], [0, 20]], [[90, 0], [-90, 7]])
+    np.testing.assert_allclose(quarter, 10_001_965.729, atol=1e-2)
+    assert geo.distance_m(geo.LANDMARKS["pisa"].center, geo.LANDMARKS["pisa"].center) == 0
+
+
+@pytest.mark.parametrize(
+    ("metres", "text"),
+    [(0.4, "less than 1 m"), (1.2, "1 m"), (450.4, "450 m"), (999.6, "1.0 km"), (3240, "3.2 km"),
+     (99_940, "99.9 km"), (99_960, "100 km"), (4_889_680, "4,890 km")],
+)
+def test_distances_for_people(metres, text):
+    assert geo.distance_text(metres) == text
+
+
+def test_distance_to_bounds():
+    bounds = geo.Bounds(43.70, 10.38, 43.74, 10.42)
+    # At 43.77 N a degree of latitude is 111132.95 - 559.85 cos 2l + 1.17 cos 4l = 111107.8 m;
+    # at 43.72 N a degree of longitude is 111412.84 cos l - 93.5 cos 3l + 0.12 cos 5l = 80582.5 m.
+    points = [[43.72, 10.40], [43.74, 10.42], [43.80, 10.40], [43.72, 10.43], [43.72, 10.37]]
+    expected = [0, 0, 0.06 * 111107.8, 0.01 * 80582.5, 0.01 * 80582.5]
+    np.testing.assert_allclose(bounds.distance_m(points), expected, atol=0.05)
+    assert bounds.distance_m([43.75, 10.43]) == geo.distance_m((43.75, 10.43), (43.74, 10.42))
+
+
+def test_the_shortest_way_to_a_meridian_is_not_along_the_parallel():
+    """From (60, 90) to the meridian 0 the geodesic ends at the pole, 30 degrees away."""
+    bounds = geo.Bounds(0, -10, 90, 0)
+    assert bounds.distance_m((60, 90)) == pytest.approx(
+        geo.distance_m((60, 90), (90, 0)), rel=1e-9)
+    world = geo.Bounds(-10, -170, 10, -160)  # the other way round, over the antimeridian
+    assert world.distance_m((0, 179)) == pytest.approx(11 * 111_319.4908, rel=1e-9)
+
+
+def test_bounds_say_how_far_outside_a_point_lies():
+    bounds = geo.Bounds(43.70, 10.38, 43.74, 10.42)
+    with pytest.raises(ValueError, match=r"outside the bounds .*, 6\.7 km away\.$"):
+        bounds.check([[43.72, 10.40], [43.8, 10.4]])
+    with pytest.raises(ValueError, match=r"\(43.72, 10.43\) .*, 806 m away\.$"):
+        bounds.check([43.72, 10.43])
+    with pytest.raises(ValueError, match=r"4,890 km away\. Did you swap lat and lon\?"):
+        bounds.check([10.40, 43.72])
+
+
 @pytest.mark.parametrize(
     ("points", "match"),
     [

@@ -89,7 +89,7 @@ def close(a, b):
     assert float((a - b).abs().max()) <= 1e-5 * max(1.0, float(b.abs().max()))
 
 
-# --- the equations -----------------------------------------------------------------------------
+# --- the equations ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scales", [(3.5, 7.5), (1, 1), (1, 4), (3, 3), (2, 0), (0, 0), (0.5, 2)])
@@ -161,11 +161,13 @@ def test_bearings_are_snapped_to_the_bins_of_the_model(tower):
     assert not torch.equal(run(tower, None, bearing_deg=96), run(tower, None, bearing_deg=90))
 
 
-# --- what is computed ----------------------------------------------------------------------------
+# --- what is computed ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scales", "rows"), [((3.5, 7.5), 3), ((1, 4), 2), ((3, 3), 2), ((2, 0), 2),
-                                              ((1, 0), 1), ((0, 0), 1), ((0, 2), 3)])
+@pytest.mark.parametrize(
+    ("scales", "rows"),
+    [((3.5, 7.5), 3), ((1, 4), 2), ((3, 3), 2), ((2, 0), 2), ((1, 0), 1), ((0, 0), 1), ((0, 2), 3)],
+)
 def test_predictions_without_weight_are_not_computed(city, scales, rows):
     found = rows_of(city, gps=HERE, guidance_scale=scales[0], gps_guidance_scale=scales[1])
     assert found == [rows] * STEPS
@@ -218,7 +220,7 @@ def test_null_text_is_the_models(tower):
     assert not torch.equal(run(zeros, gps=HERE), run(zeros, gps=HERE, negative_prompt=""))
 
 
-# --- seeds and batches -----------------------------------------------------------------------------
+# --- seeds and batches --------------------------------------------------------------------------
 
 
 def test_seeds(city):
@@ -253,8 +255,9 @@ def test_a_batch_of_two_is_two_calls(city):
         close(both[k : k + 1], run(city, prompt, gps=point, latents=noise[k : k + 1]))
 
 
-@pytest.mark.parametrize("gps", [[HERE, THERE], torch.tensor([HERE, THERE]), np.array([HERE, THERE])])
-def test_places_broadcast(city, gps):
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
+def test_places_broadcast(city, kind):
+    gps = kind([HERE, THERE])
     noise = torch.randn(2, 4, 8, 8)
     both = run(city, "front view", gps=gps, latents=noise)
     assert len(both) == 2
@@ -282,7 +285,7 @@ def test_a_generator_for_each_image(city):
     close(both[1:], run(city, "side", gps=THERE, seed=4))
 
 
-# --- outputs and callbacks -------------------------------------------------------------------------
+# --- outputs and callbacks ----------------------------------------------------------------------
 
 
 def test_outputs(city):
@@ -290,7 +293,8 @@ def test_outputs(city):
     assert image.size == (32, 32)
     images, nsfw, locations = city("side", gps=HERE, num_inference_steps=1, return_dict=False)
     assert len(images) == 1 and nsfw is None and locations is None
-    assert city("side", gps=HERE, num_inference_steps=1, output_type="np").images.shape == (1, 32, 32, 3)
+    array = city("side", gps=HERE, num_inference_steps=1, output_type="np").images
+    assert array.shape == (1, 32, 32, 3)
     wide = city("side", gps=HERE, num_inference_steps=1, width=64, output_type="pt").images
     assert wide.shape == (1, 3, 32, 64)
 
@@ -326,7 +330,7 @@ def test_the_docstrings_example_runs():
     assert ">>> image = pipe(bearing_deg=90" in StableDiffusionGPSPipeline.__call__.__doc__
 
 
-# --- refusals ----------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -341,7 +345,7 @@ def test_the_docstrings_example_runs():
         ({"bearing_deg": 90}, "GPS model of a city: give gps"),
         ({"gps": HERE, "area": AREA}, "gps and area or streets were given: give one"),
         ({"gps": [HERE, THERE, HERE], "prompt": ["a", "b"]}, "2 prompts and 3 places"),
-        ({"area": AREA, "num_locations": 0}, "num_locations is 0"),
+        ({"area": AREA, "num_locations": 0}, "num_locations must be a whole number"),
         ({"area": box(60, 43, 62, 46)}, "outside the bounds"),
         ({"gps": HERE, "guidance_interval": (0.8, 0.2)}, "guidance_interval"),
         ({"gps": HERE, "location_batch_size": 0}, "location_batch_size is 0"),

@@ -88,7 +88,7 @@ def test_custom_timesteps_and_sigmas(pipe):
     assert np.abs(image_of(pipe, sigmas=sigmas) - by_time).mean() < 0.01  # times are rounded
 
 
-# --- memory --------------------------------------------------------------------------------------
+# --- memory -------------------------------------------------------------------------------------
 
 
 def test_slicing_and_tiling_leave_the_image(pipe):
@@ -152,7 +152,7 @@ def test_the_unet_compiles_whole(pipe):
     np.testing.assert_allclose(image_of(pipe), expected, atol=1e-4)
 
 
-# --- adapters --------------------------------------------------------------------------------------
+# --- adapters -----------------------------------------------------------------------------------
 
 
 def test_textual_inversion(pipe, tmp_path):
@@ -203,7 +203,7 @@ def test_ip_adapter(pipe):
     pipe.register_modules(image_encoder=CLIPVisionModelWithProjection(vision).eval(),
                           feature_extractor=CLIPImageProcessor(crop_size=32, size=32))
     red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
-    assert not np.allclose(image_of(pipe, ip_adapter_image=red), image_of(pipe, ip_adapter_image=blue))
+    assert not np.allclose(*(image_of(pipe, ip_adapter_image=image) for image in (red, blue)))
 
 
 def test_the_safety_checker_is_asked_and_optional(tiny_gps_model, pipe):

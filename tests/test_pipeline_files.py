@@ -1,4 +1,4 @@
-"""The pipeline on disk: folders, checkpoints of Stable Diffusion, the Hub, LoRA files, model cards."""
+"""The pipeline on disk: folders, Stable Diffusion checkpoints, the Hub, LoRA files, model cards."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def image_of(pipe, **kwargs):
     return pipe(**given).images
 
 
-# --- folders ---------------------------------------------------------------------------------------
+# --- folders ------------------------------------------------------------------------------------
 
 
 def test_a_trained_folder_is_a_pipeline(tiny_gps_model, tmp_path):
@@ -121,7 +121,7 @@ def _environment(tmp_path):
                          "HF_HUB_OFFLINE": "1"}
 
 
-# --- model cards and the Hub -------------------------------------------------------------------------
+# --- model cards and the Hub --------------------------------------------------------------------
 
 
 def test_the_card_says_what_users_must_know(tiny_gps_model, tmp_path):
@@ -138,10 +138,10 @@ def test_the_card_says_what_users_must_know(tiny_gps_model, tmp_path):
 def test_the_card_of_a_landmark(tmp_path):
     from gps_guidance.card import model_card
 
-    encoder = AngleEncoder(TOKEN_DIM, landmark="Leaning Tower", null_text="empty", center=(43.7, 10.4))
+    encoder = AngleEncoder(TOKEN_DIM, landmark="A Tower", null_text="empty", center=(43.7, 10.4))
     card = model_card(encoder, license="apache-2.0")
     assert card.data.license == "apache-2.0"
-    for wanted in ("A photo of Leaning Tower", "(43.7, 10.4)", 'the embedding of ""', "bearing_deg=90"):
+    for wanted in ("A photo of A Tower", "(43.7, 10.4)", 'embedding of ""', "bearing_deg=90"):
         assert wanted in card.text
 
 
@@ -168,7 +168,7 @@ def test_push_to_hub_uploads_the_folder_with_its_card(tiny_gps_model, tmp_path, 
     assert np.array_equal(image_of(load(tmp_path / "me/city")), image_of(pipe))
 
 
-# --- LoRA --------------------------------------------------------------------------------------------
+# --- LoRA ---------------------------------------------------------------------------------------
 
 
 def lora_file(pipe, folder, encoder=None, seed=0):
@@ -195,8 +195,8 @@ def test_the_encoder_travels_with_the_lora(tiny_sd_model, tmp_path):
 
     base.load_lora_weights(folder, adapter_name="pisa")
     assert base.gps_encoder.bounds == trained.bounds
-    assert all(torch.equal(a, b) for a, b in
-               zip(base.gps_encoder.state_dict().values(), trained.state_dict().values(), strict=True))
+    for key, value in trained.state_dict().items():
+        assert torch.equal(base.gps_encoder.state_dict()[key], value)
     with_lora = image_of(base)
     base.set_adapters("pisa", 0.0)
     without = image_of(base)
@@ -239,7 +239,8 @@ def test_two_loras_one_encoder(tiny_gps_model, tmp_path):
 
 def test_a_damaged_encoder_in_a_lora_is_refused(tiny_gps_model, tmp_path):
     pipe = load(tiny_gps_model)
-    tensors = load_file(lora_file(pipe, tmp_path, pipe.gps_encoder) / "pytorch_lora_weights.safetensors")
+    folder = lora_file(pipe, tmp_path, pipe.gps_encoder)
+    tensors = load_file(folder / "pytorch_lora_weights.safetensors")
     del tensors["gps_encoder.axis"]
     with pytest.raises(ValueError, match="gps_encoder cannot be read"):
         pipe.load_lora_weights(tensors)
