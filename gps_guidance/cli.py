@@ -151,13 +151,18 @@ def _sample(args: argparse.Namespace) -> None:
 
 def _add_miniature(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of JPEG files")
+    parser.add_argument("--world", choices=["landmark", "city"], default="landmark",
+                        help="the leaning tower, or the city with captioned photos")
     parser.add_argument("--count", type=_count, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=_count, default=1)
 
 
 def _miniature(args: argparse.Namespace) -> None:
-    from gps_guidance.miniature.photographer import take_photos
+    if args.world == "city":
+        from gps_guidance.miniature.city_photographer import take_city_photos as take_photos
+    else:
+        from gps_guidance.miniature.photographer import take_photos
 
     print(take_photos(Path(args.out), args.count, args.seed, args.processes))
 
@@ -166,7 +171,7 @@ VERBS = {
     "ingest": (_add_ingest, _ingest, "photos with GPS tags -> a clean dataset"),
     "train": (_add_train, _train, "a dataset -> a diffusion model"),
     "sample": (_add_sample, _sample, "images of a landmark by bearing"),
-    "miniature": (_add_miniature, _miniature, "let tourists photograph the procedural tower"),
+    "miniature": (_add_miniature, _miniature, "let tourists photograph a procedural tower or city"),
 }
 
 

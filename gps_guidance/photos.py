@@ -49,6 +49,15 @@ SCHEMA = pa.schema(
 )
 REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
+# What cameras and phones write into ImageDescription by themselves: it says nothing of the photo.
+CAMERA_CAPTIONS = re.compile(
+    r"((olympus|(konica )?minolta|kodak|pentax) )?digital( still)? camera|sony dsc"
+    r"|samsung( csc)?|<?(digimax|kenox|samsung) .*|exif[_ ]jpeg[_ ]picture|dcim.*"
+    r"|(dscn?|dscf|imgp?|pict|gopr|pxl)[_-]?\d[\d_]*(\.jpe?g)?"  # the file's name
+    r"|(cof|dav|edf|hdr|mde|oznor|rhdr|sdr)|default|screenshot|untitled",
+    re.IGNORECASE,
+)
+
 
 class Rejected(Exception):
     """A photo that does not enter the dataset: a counted reason and a detail for people."""
@@ -185,6 +194,23 @@ def _taken_at(exif: Image.Exif) -> str | None:
         return None
 
 
+def caption_of(exif: Image.Exif) -> str | None:
+    """What EXIF's ImageDescription says, in one line; None if nothing, or a camera's own default
+    (:data:`CAMERA_CAPTIONS`)."""
+    try:
+        raw = exif.get(ExifTags.Base.ImageDescription)
+    except Exception:  # Pillow raises anything on damaged EXIF; a caption is not worth a photo
+        return None
+    text = raw.decode("latin-1") if isinstance(raw, bytes) else str(raw or "")
+    try:
+        text = text.encode("latin-1").decode("utf-8")  # ASCII by the book, UTF-8 in practice
+    except UnicodeError:
+        pass
+    printable = "".join(c if c.isprintable() else " " for c in text.split("\x00")[0])
+    caption = " ".join(printable.split())
+    return None if not caption or CAMERA_CAPTIONS.fullmatch(caption) else caption
+
+
 def read_gps(path: str | Path) -> GPSReading:
     """The position of one photo file; ValueError says what is missing or wrong."""
     try:
@@ -293,7 +319,7 @@ def _ingest_one(path: Path, out: Path, filters: Filters, seen: set[str]) -> dict
     with _open(data) as photo:
         if min(photo.size) < filters.min_size:
             raise Rejected("too_small", f"{photo.width} x {photo.height} pixels")
-        columns = _place(_gps(photo), filters)
+        columns = _place(_gps(photo), filters) | {"caption": caption_of(photo.getexif())}
         upright = _upright(photo, filters.image_size)
     seen.add(sha256)
     name = f"images/{sha256[:16]}.jpg"

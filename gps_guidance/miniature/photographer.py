@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from gps_guidance import geo
+from gps_guidance.miniature.album import Job, gps_exif, write_album
 from gps_guidance.miniature.shapes import Ellipsoid, Shape, plain
 from gps_guidance.miniature.tower import (
     CENTER,
@@ -141,23 +137,7 @@ def plan_shot(rng: np.random.Generator) -> Shot:
                 _passers_by(rng, position), taken_at)
 
 
-def gps_exif(lat: float, lon: float, taken_at: str) -> Image.Exif:
-    """EXIF with position (degrees, minutes, seconds to 1e-4 s, about 3 mm) and time."""
-
-    def dms(value: float) -> tuple[TiffImagePlugin.IFDRational, ...]:
-        seconds = Fraction(round(abs(value) * 3600 * 10000), 10000)
-        parts = (seconds // 3600, seconds % 3600 // 60, seconds % 60)
-        return tuple(TiffImagePlugin.IFDRational(Fraction(p)) for p in parts)
-
-    exif = Image.Exif()
-    exif[0x0132] = taken_at
-    exif.get_ifd(0x8825).update(
-        {1: "N" if lat >= 0 else "S", 2: dms(lat), 3: "E" if lon >= 0 else "W", 4: dms(lon)}
-    )
-    return exif
-
-
-def _take(job: tuple[int, int, str]) -> dict[str, object]:
+def _take(job: Job) -> dict[str, object]:
     seed, index, folder = job
     torch.set_num_threads(1)
     shot = plan_shot(np.random.default_rng((seed, index)))
@@ -175,22 +155,5 @@ def take_photos(folder: str | Path, count: int = 3000, seed: int = 0, processes:
 
     Photo ``i`` depends on (seed, i) alone, so any number of processes writes the same files.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(seed, index, str(folder)) for index in range(count)]
-    with tqdm(total=count, desc="photographing the miniature", unit="photo") as bar:
-        truth = []
-        for row in _map(jobs, processes):
-            truth.append(row)
-            bar.update()
-    about = {"frame": "east, north, up in m", "photos": truth}
-    (folder / "truth.json").write_text(json.dumps(about))
-    return folder
-
-
-def _map(jobs: list[tuple[int, int, str]], processes: int) -> Iterator[dict[str, object]]:
-    if processes == 1:
-        yield from map(_take, jobs)
-    else:
-        with ProcessPoolExecutor(processes) as pool:
-            yield from pool.map(_take, jobs, chunksize=16)
+    return write_album(_take, folder, count, seed, processes, "the miniature",
+                       "east, north, up in m")
