@@ -98,7 +98,8 @@ class GPSEncoder(ModelMixin, ConfigMixin):
         weight = self.mlp.output.weight
         xy = torch.as_tensor(self.bounds.normalize(gps)).to(weight.device, torch.float32)
         code = positional_encoding(xy.reshape(-1, 2, 1), self.config.num_freqs, True)
-        return self.mlp(code.to(weight.dtype)) + self.axis
+        tokens: Tensor = self.mlp(code.to(weight.dtype))
+        return tokens + self.axis if self.config.axis_embedding else tokens
 
     def null(self, batch_size: int) -> Tensor:
         """The tokens of "no GPS" (A.2.1): zeros [B, 2, cross_attention_dim]."""

@@ -110,7 +110,7 @@ def resolve_model(name_or_path: str | Path) -> Path:
     bundled = sorted(p.name for p in BUNDLED.iterdir()) if BUNDLED.is_dir() else []
     raise ValueError(
         f"There is no model folder {str(name_or_path)!r}. Give a folder on this machine in "
-        "diffusers' layout (what `gps-guidance train angle` wrote, or a download by `hf download "
+        "diffusers' layout (what `gps-guidance train` wrote, or a download by `hf download "
         f"NAME --local-dir FOLDER`), or a bundled model: {', '.join(bundled) or 'none'}."
     )
 
