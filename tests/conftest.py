@@ -6,8 +6,8 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -126,7 +126,8 @@ def write_captions(dataset: Path, captions: Sequence[str | None]) -> None:
     table = pq.read_table(path)
     column = [captions[k % len(captions)] for k in range(len(table))]
     place = table.schema.get_field_index("caption")
-    pq.write_table(table.set_column(place, table.schema.field(place), [column]), path)
+    captioned = table.set_column(place, table.schema.field(place), pa.array(column, pa.string()))
+    pq.write_table(captioned, path)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 
 from gps_guidance.models import BUNDLED, DiffusionModel, load_angle_model, load_model
 from gps_guidance.noise import angle_guidance
-from gps_guidance.sampling import denoise, sample_angles, sample_texts
+from gps_guidance.sampling import denoise, sample_angles, sample_gps, sample_texts
 from gps_guidance.scorers import AngleClassifier, bin_agreement
 
 
@@ -103,6 +103,54 @@ def test_text_samples_use_the_empty_prompt_as_null(tiny_sd_model: Path) -> None:
     b = sample_texts(plain, [""], size, 8.0, 3)
     assert torch.allclose(a, b, atol=1e-3)  # conditional and unconditional branch are the same
     assert differ(sample_texts(plain, ["tower of pisa"], size, 8.0, 3), b)
+
+
+# --- by position -----------------------------------------------------------------------------
+
+HERE, THERE = (43.71, 10.39), (43.735, 10.415)
+SIZE = (RESOLUTION, RESOLUTION)
+
+
+@pytest.fixture(scope="module")
+def city(tiny_gps_model: Path) -> DiffusionModel:
+    return load_model(tiny_gps_model)
+
+
+def test_each_step_is_ddim_with_equation_4(city: DiffusionModel) -> None:
+    scheduler = DDIMScheduler.from_config(city.scheduler.config)
+    scheduler.set_timesteps(3)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    assert city.gps_encoder is not None
+    with torch.no_grad():
+        text, place = city.encode_text(["tower"]), city.gps_encoder([HERE])
+        zero_text, zero_place = torch.zeros_like(text), torch.zeros_like(place)
+        for t in scheduler.timesteps:
+            e00, ep0, epg = (
+                city.unet(latents, t, torch.cat(pair, dim=1)).sample
+                for pair in ((zero_text, zero_place), (text, zero_place), (text, place))
+            )
+            noise = e00 + 2.0 * (ep0 - e00) + 5.0 * (epg - ep0)
+            latents = scheduler.step(noise, t, latents).prev_sample
+        picture = city.vae.decode(latents / city.vae.config.scaling_factor).sample
+    found = sample_gps(city, ["tower"], [HERE], SIZE, 2.0, 5.0, 3, seed=4)
+    assert torch.allclose(found, (picture / 2 + 0.5).clamp(0, 1), atol=1e-4)
+
+
+def test_scales_of_zero_ignore_position_and_text(city: DiffusionModel) -> None:
+    def sample(prompt: str, gps: tuple[float, float], text: float, place: float) -> torch.Tensor:
+        return sample_gps(city, [prompt], [gps], SIZE, text, place, 3, seed=0)
+
+    assert differ(sample("tower", HERE, 3.5, 30.0), sample("tower", THERE, 3.5, 30.0))
+    assert torch.equal(sample("tower", HERE, 3.5, 0.0), sample("tower", THERE, 3.5, 0.0))
+    assert torch.equal(sample("tower", HERE, 0.0, 0.0), sample("pisa", THERE, 0.0, 0.0))
+
+
+def test_a_position_outside_the_city_is_refused(city: DiffusionModel) -> None:
+    with pytest.raises(ValueError, match="outside the bounds"):
+        sample_gps(city, ["tower"], [(10.39, 43.71)], SIZE)
+
+
+# --- the bundled model -----------------------------------------------------------------------
 
 
 def test_the_bundled_model_shows_the_side_that_was_asked_for() -> None:

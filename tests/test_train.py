@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import functools
 import logging
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import quicken
-from safetensors.torch import load_file
+from train_runs import ctrl_c_at, losses, stored
 
 from gps_guidance import loop, train
 from gps_guidance.encoders import AngleEncoder
@@ -49,33 +47,6 @@ def fine_tuning(base: Path, **changes: Any) -> AngleRecipe:
         num_class_images=2, crops_per_photo=1, checkpointing_steps=2, validation_steps=0,
     )
     return replace(recipe, **changes)
-
-
-def stored(folder: Path) -> dict[str, torch.Tensor]:
-    """Every weight of a model folder."""
-    return {
-        f"{path.parent.name}.{name}": value
-        for path in sorted(folder.rglob("*.safetensors")) for name, value in load_file(path).items()
-    }
-
-
-def losses(folder: Path, name: str = "angle") -> list[list[str]]:
-    with open(folder / f"{name}_loss.csv", newline="") as file:
-        return list(csv.reader(file))
-
-
-def ctrl_c_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
-    """``real``, but in its ``call``-th call (from 1) Ctrl-C is pressed."""
-    count = 0
-
-    def wrapped(*args: Any, **options: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == call:
-            signal.raise_signal(signal.SIGINT)
-        return real(*args, **options)
-
-    return wrapped
 
 
 @pytest.mark.parametrize(
