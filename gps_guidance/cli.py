@@ -90,8 +90,9 @@ def _ingest(args: argparse.Namespace) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=["angle", "classifier"],
-                        help="angle: the diffusion model; classifier: a judge of bearings for it")
+    parser.add_argument("kind", choices=["text", "gps", "angle", "classifier"],
+                        help="text: captions alone; gps: captions and positions of a city; angle: "
+                        "bearings around a landmark; classifier: a judge of bearings for it")
     parser.add_argument("dataset", help="folder written by `gps-guidance ingest`")
     parser.add_argument("--out", required=True, metavar="MODEL",
                         help="folder to write; for a classifier that of the angle model")
@@ -121,10 +122,10 @@ def _train(args: argparse.Namespace) -> None:
         print(f"classifier: {train_angle_classifier(args.dataset, args.out)}")
         return
     from gps_guidance.recipe import load_recipe
-    from gps_guidance.train import train_angle
+    from gps_guidance.train import train_model
 
-    recipe = load_recipe(args.recipe, args.overrides)
-    print(f"model: {train_angle(args.dataset, args.out, recipe, args.class_data_dir)}")
+    recipe = load_recipe(args.recipe, args.overrides, args.kind)
+    print(f"model: {train_model(args.dataset, args.out, recipe, args.class_data_dir)}")
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,9 @@
-"""From a dataset folder (``gps-guidance ingest``) to tensors: crops, bearings, latents."""
+"""From a dataset folder (``gps-guidance ingest``) to tensors: crops, places, latents."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +22,36 @@ STORE = 1.5  # photos are kept at this multiple of the training size, so that zo
 
 @dataclass
 class Photos:
-    """The photos of one landmark in memory.
+    """The photos of one landmark or city in memory.
 
-    ``images`` uint8 [N, 3, h, w] cropped to the aspect of ``size`` around the middle, ``bearings``
-    float64 [N] in degrees, ``ids`` the manifest's ids, ``size`` (height, width) of training crops,
-    ``masks`` the landmark's coverage [N, H, W] in [0, 1] at ``size`` where the dataset has masks.
+    ``images`` uint8 [N, 3, h, w] cropped to the aspect of ``size`` around the middle, ``ids`` the
+    manifest's ids, ``size`` (height, width) of training crops. Of a landmark: ``bearings`` float64
+    [N] in degrees, and ``masks``, its coverage [N, H, W] in [0, 1] at ``size``, where the dataset
+    has them. Of a city: ``bounds``. Of both: ``positions`` (lat, lon) float64 [N, 2] in degrees
+    and ``captions``, None where a photo has none. What a dataset lacks is None.
     """
 
     images: Tensor
-    bearings: np.ndarray
+    bearings: Any  # an array or None
     ids: list[str]
     size: tuple[int, int]
     landmark: str
-    center: tuple[float, float]
+    center: tuple[float, float] | None
     masks: Tensor | None = None
+    captions: list[str | None] = field(default_factory=list)
+    positions: Any = None  # an array; None only in photos that come from no dataset
+    bounds: geo.Bounds | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def crop(self, indices: np.ndarray, rng: np.random.Generator, min_zoom: float = 1.0,
-             colour_jitter: float = 0.0) -> Tensor:
-        """Random crops [B, 3, H, W] in [-1, 1], never flipped: a flip makes the bearing wrong.
+             colour_jitter: float = 0.0, random_flip: bool = False) -> Tensor:
+        """Random crops [B, 3, H, W] in [-1, 1].
 
         Each keeps a fraction in [min_zoom, 1] of the photo's sides. ``colour_jitter`` scales
-        brightness, contrast and channels by up to that fraction.
+        brightness, contrast and channels by up to that fraction. ``random_flip`` mirrors every
+        other crop; a mirrored photo has another bearing and unreadable signs.
         """
         height, width = self.images.shape[-2:]
         crops = []
@@ -62,6 +68,8 @@ class Photos:
                 mean = crop.mean()
                 crop = (crop - mean) * rng.uniform(1 - colour_jitter, 1 + colour_jitter) + mean
                 crop = crop * (torch.from_numpy(tint).float()[:, None, None] * gain)
+            if random_flip and rng.random() < 0.5:
+                crop = crop.flip(-1)
             crops.append(crop)
         return (torch.stack(crops) / 127.5 - 1).clamp(-1, 1)
 
@@ -73,13 +81,15 @@ class Photos:
         return weights / weights.sum()
 
 
-def load_photos(dataset: str | Path, size: tuple[int, int], split: str | None = "train") -> Photos:
+def load_photos(dataset: str | Path, size: tuple[int, int], split: str | None = "train",
+                need_bearings: bool = True) -> Photos:
     """Read the manifest's photos of ``split`` (None: all) for crops of ``size`` (height, width).
 
-    ValueError if the dataset has no landmark (bearings need a centre) or no such photo.
+    ValueError if there is no such photo, or, unless ``need_bearings`` is False, if the dataset has
+    no landmark (bearings need a centre).
     """
     manifest = load_manifest(dataset)
-    if manifest.center is None:
+    if need_bearings and manifest.center is None:
         raise ValueError(
             f"{dataset} was ingested without a landmark, so its photos have no bearings. Run "
             f'`gps-guidance ingest ... --landmark "NAME" --center lat,lon` again.'
@@ -95,13 +105,20 @@ def load_photos(dataset: str | Path, size: tuple[int, int], split: str | None = 
     ]
     return Photos(
         images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
-        bearings=np.array([row["bearing_deg"] for row in rows]),
+        bearings=_column(rows, "bearing_deg") if manifest.center is not None else None,
         ids=[row["id"] for row in rows],
         size=size,
         landmark=manifest.landmark or "",
         center=manifest.center,
         masks=_load_masks(manifest.root, [row["id"] for row in rows], size),
+        captions=[row["caption"] for row in rows],
+        positions=np.stack([_column(rows, "lat"), _column(rows, "lon")], axis=1),
+        bounds=manifest.bounds,
     )
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows], dtype=np.float64)
 
 
 def _load_masks(root: Path, ids: list[str], size: tuple[int, int]) -> Tensor | None:
@@ -138,7 +155,7 @@ def dither_bins(bearings: np.ndarray, rng: np.random.Generator, num_bins: int = 
 
 @torch.no_grad()
 def encode_latents(photos: Photos, vae: Any, crops_per_photo: int, seed: int, min_zoom: float,
-                   colour_jitter: float, batch_size: int = 32) -> Tensor:
+                   colour_jitter: float, random_flip: bool = False, batch_size: int = 32) -> Tensor:
     """VAE moments of random crops, computed once: float16 [N, K, 2C, h, w] (mean, logvar).
 
     ``vae`` is an AutoencoderKL; crops depend on (seed, photo, k) alone.
@@ -148,7 +165,7 @@ def encode_latents(photos: Photos, vae: Any, crops_per_photo: int, seed: int, mi
     for start in tqdm(range(0, len(rows), batch_size), desc="encoding latents", unit="batch"):
         crops = [
             photos.crop(np.array([i]), np.random.default_rng((seed, 7, i, k)), min_zoom,
-                        colour_jitter)
+                        colour_jitter, random_flip)
             for i, k in rows[start : start + batch_size]
         ]
         latent = vae.encode(torch.cat(crops).to(vae.device)).latent_dist.parameters

@@ -109,7 +109,8 @@ class GPSEncoder(ModelMixin, ConfigMixin):
             gps = gps.detach().cpu().numpy()
         xy = torch.as_tensor(self.bounds.normalize(gps)).to(torch.float32)
         code = positional_encoding(xy.reshape(-1, 2, 1), self.config.num_freqs, True)
-        return self.mlp.tokens(code) + self.axis
+        tokens: Tensor = self.mlp.tokens(code)
+        return tokens + self.axis if self.config.axis_embedding else tokens
 
     def null(self, batch_size: int) -> Tensor:
         """The tokens of "no GPS" (A.2.1): zeros [B, 2, cross_attention_dim]."""

@@ -83,17 +83,23 @@ class DiffusionModel:
         """Write every part under ``folder``, safetensors only, with what makes it a pipeline of
         diffusers; the GPS encoder comes last, so that a folder which has one is complete."""
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
-        # As in Stable Diffusion; training and distillation use its noise levels alone.
-        scheduler = DDIMScheduler.from_config(self.scheduler.config, steps_offset=1,
-                                              set_alpha_to_one=False)
-        scheduler.save_pretrained(Path(folder) / "scheduler")
-        self._write_index(Path(folder), scheduler)
+        self.sampler.save_pretrained(Path(folder) / "scheduler")
+        self._write_index(Path(folder))
         for name, module in self.modules().items():
             save_module(module, Path(folder) / name)
 
-    def _write_index(self, folder: Path, scheduler: Any) -> None:
+    @property
+    def sampler(self) -> Any:
+        """The scheduler that makes images; training and distillation use its noise levels alone.
+
+        Offset and last step are those of Stable Diffusion.
+        """
+        return DDIMScheduler.from_config(self.scheduler.config, steps_offset=1,
+                                         set_alpha_to_one=False)
+
+    def _write_index(self, folder: Path) -> None:
         """``model_index.json``, by which diffusers' ``from_pretrained`` finds the parts."""
-        parts = {**self.modules(), "tokenizer": self.tokenizer, "scheduler": scheduler}
+        parts = {**self.modules(), "tokenizer": self.tokenizer, "scheduler": self.sampler}
         index: dict[str, Any] = {
             "_class_name": PIPELINES[self.gps_encoder is not None],
             "_diffusers_version": diffusers.__version__, "requires_safety_checker": False,
@@ -137,7 +143,7 @@ def resolve_model(name_or_path: str | Path) -> Path:
     bundled = sorted(p.name for p in BUNDLED.iterdir()) if BUNDLED.is_dir() else []
     raise ValueError(
         f"There is no model folder {str(name_or_path)!r}. Give a folder on this machine in "
-        "diffusers' layout (what `gps-guidance train angle` wrote, or a download by `hf download "
+        "diffusers' layout (what `gps-guidance train` wrote, or a download by `hf download "
         f"NAME --local-dir FOLDER`), or a bundled model: {', '.join(bundled) or 'none'}."
     )
 

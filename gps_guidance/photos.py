@@ -111,12 +111,14 @@ class IngestSummary:
 
 @dataclass
 class Manifest:
-    """A dataset folder as read back: its rows, and the landmark with its centre (lat, lon)."""
+    """A dataset folder as read back: its rows, and the landmark with its centre (lat, lon) or the
+    box of the city."""
 
     rows: pa.Table
     root: Path
     landmark: str | None = None
     center: geo.LatLon | None = None
+    bounds: geo.Bounds | None = None
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -452,8 +454,9 @@ def load_manifest(root: str | Path) -> Manifest:
             "`gps-guidance ingest` again."
         )
     center = tuple(about["center"]) if about["center"] else None
+    bounds = geo.Bounds(*about["bounds"]) if about["bounds"] else None
     return Manifest(pq.read_table(root / "manifest.parquet"), root, about["landmark"], center,
-                    about["rejected"])
+                    bounds, about["rejected"])
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,38 +15,35 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass
-class AngleRecipe:
-    """How to train an angle model. Defaults are the paper's (A.2.1); diffusers' names where it has
-    them.
+class Recipe:
+    """What the recipes of all kinds share; diffusers' names where it has them.
 
-    ``base`` is a Stable Diffusion folder in diffusers' layout, or "tiny" for our small networks
-    from scratch, whose VAE is then trained first (the ``vae_*`` settings).
+    ``base`` is a model folder in diffusers' layout, or "tiny" for our small networks from scratch,
+    whose VAE is then trained first (the ``vae_*`` settings).
     """
 
+    kind: ClassVar[str]
+
     base: str = "CompVis/stable-diffusion-v1-4"
-    resolution: Any = 256  # int, or [height, width]
+    resolution: Any = 512  # int, or [height, width]
     seed: int = 0
-    max_train_steps: int = 800
-    train_batch_size: int = 256
-    learning_rate: float = 5e-6
+    max_train_steps: int = 15000
+    train_batch_size: int = 512
+    gradient_accumulation_steps: int = 1  # batches in one step of the optimiser
+    learning_rate: float = 1e-4
     lr_scheduler: str = "constant"
     lr_warmup_steps: int = 0
     adam_weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0  # 0 switches the moving average off
-    prompt: str = "A photo of {landmark}"
-    num_bins: int = 36
-    dither_bins: bool = False  # draw one of the two nearest bins instead of snapping
-    balance_bins: float = 0.0  # draw photos with probability ~ (photos in the bin) ** -this
-    condition_dropout: float = 0.1  # text and angle zeroed together: the e(0, 0) of Eq. 7
-    angle_dropout: float = 0.0  # angle alone zeroed; prior preservation teaches the same
+    condition_dropout: float = 0.1  # all conditions dropped together: the e(0, 0) of Eq. 4 and 7
     null_text: str = "zeros"
-    with_prior_preservation: bool = True
-    prior_loss_weight: float = 1.0
-    num_class_images: int = 200
+    high_noise_fraction: float | None = None  # share of t >= high_noise_from; null: even
+    high_noise_from: int = 650
     crops_per_photo: int = 4
     min_zoom: float = 0.9
     colour_jitter: float = 0.0
+    random_flip: bool = False  # half of the crops mirrored, and with them signs and lettering
     checkpointing_steps: int = 200
     checkpoints_total_limit: int = 2
     validation_steps: int = 200
@@ -59,6 +56,7 @@ class AngleRecipe:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
         one = self.resolution
         sides = [one, one] if isinstance(one, int) else one
         if not isinstance(sides, (list, tuple)) or [type(s) for s in sides] != [int, int] or (
@@ -68,9 +66,116 @@ class AngleRecipe:
                              "[height,width].")
         return (sides[0], sides[1])
 
+    @property
+    def dropout(self) -> tuple[float, float, float]:
+        """Shares of samples that lose all conditions, the place alone, and the text alone."""
+        return (self.condition_dropout, 0.0, 0.0)
 
-def load_recipe(name_or_path: str | None = None, overrides: list[str] | None = None) -> AngleRecipe:
-    """A recipe from a YAML file or a bundled name, with ``key=value`` overrides.
+    def rate(self, parameter: str) -> float:
+        """The learning rate of a parameter, by its name with the module's name before it."""
+        return self.learning_rate
+
+    def check(self) -> None:
+        """Refuse, before any work, what cannot be trained: ValueError names the key."""
+        dtypes = ("float32", "float16", "bfloat16")
+        if self.save_dtype not in dtypes:
+            raise ValueError(f"The recipe's save_dtype is {self.save_dtype!r}; it must be one of "
+                             f"{', '.join(dtypes)}.")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"The recipe's mixed_precision is {self.mixed_precision!r}; it must "
+                             "be no or bf16: the gradients of fp16 would need scaling.")
+        if min(self.dropout) < 0 or sum(self.dropout) > 1:
+            raise ValueError(f"The recipe's dropouts (all, place, text) are {self.dropout}: they "
+                             "are shares of one draw, from 0 and at most 1 together.")
+        share = self.high_noise_fraction
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"The recipe's high_noise_fraction is {share}; it is a share of the "
+                             "time steps, from 0 to 1, or null for an even draw.")
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError("The recipe's gradient_accumulation_steps is "
+                             f"{self.gradient_accumulation_steps}; it must be at least 1.")
+
+
+@dataclass
+class TextRecipe(Recipe):
+    """How to train a text model of a dataset's captions, by default from scratch: the stand-in for
+    Stable Diffusion in the miniature."""
+
+    kind = "text"
+
+    base: str = "tiny"
+    null_text: str = "empty"
+
+    def check(self) -> None:
+        super().check()
+        if self.null_text != "empty":
+            raise ValueError(f"The recipe's null_text is {self.null_text!r}; a text model has no "
+                             "encoder to say so, and is read as 'empty', like Stable Diffusion.")
+
+
+@dataclass
+class GPSRecipe(Recipe):
+    """How to train a GPS model of a city. Defaults are the paper's (Sec. 4.1, A.1)."""
+
+    kind = "gps"
+
+    condition_dropout: float = 0.05
+    gps_dropout: float = 0.05  # the GPS tokens alone zeroed: the e(p, 0) of Eq. 4
+    text_dropout: float = 0.05  # the text alone dropped
+    axis_embedding: bool = True
+    match_text_scale: bool = True
+    gps_learning_rate: float | None = None  # of the GPS encoder; null: learning_rate
+    attention_learning_rate: float | None = None  # of the UNet's cross-attention; null likewise
+
+    @property
+    def dropout(self) -> tuple[float, float, float]:
+        return (self.condition_dropout, self.gps_dropout, self.text_dropout)
+
+    def rate(self, parameter: str) -> float:
+        own = None
+        if parameter.startswith("gps_encoder."):
+            own = self.gps_learning_rate
+        elif ".attn2." in parameter:  # diffusers' name of cross-attention
+            own = self.attention_learning_rate
+        return self.learning_rate if own is None else own
+
+
+@dataclass
+class AngleRecipe(Recipe):
+    """How to train an angle model. Defaults are the paper's (A.2.1)."""
+
+    kind = "angle"
+
+    resolution: Any = 256
+    max_train_steps: int = 800
+    train_batch_size: int = 256
+    learning_rate: float = 5e-6
+    prompt: str = "A photo of {landmark}"
+    num_bins: int = 36
+    dither_bins: bool = False  # draw one of the two nearest bins instead of snapping
+    balance_bins: float = 0.0  # draw photos with probability ~ (photos in the bin) ** -this
+    angle_dropout: float = 0.0  # angle alone zeroed; prior preservation teaches the same
+    with_prior_preservation: bool = True
+    prior_loss_weight: float = 1.0
+    num_class_images: int = 200
+
+    @property
+    def dropout(self) -> tuple[float, float, float]:
+        return (self.condition_dropout, self.angle_dropout, 0.0)
+
+    def check(self) -> None:
+        super().check()
+        if self.random_flip:
+            raise ValueError("The recipe's random_flip is true, but a mirrored photo was taken "
+                             "from another bearing: leave it false for an angle model.")
+
+
+KINDS: dict[str, type[Recipe]] = {r.kind: r for r in (TextRecipe, GPSRecipe, AngleRecipe)}
+
+
+def load_recipe(name_or_path: str | None = None, overrides: list[str] | None = None,
+                kind: str = "angle") -> Recipe:
+    """A recipe of one of KINDS from a YAML file or a bundled name, with ``key=value`` overrides.
 
     ValueError names an unknown key and the known ones, or the value that does not fit its key.
     """
@@ -82,19 +187,27 @@ def load_recipe(name_or_path: str | None = None, overrides: list[str] | None = N
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
             raise ValueError(f"There is no recipe {name_or_path!r}. Give a YAML file or: {known}.")
-    known_keys = [f.name for f in fields(AngleRecipe)]
     try:
         layers = [OmegaConf.load(path)] if path is not None else []
         layers.append(OmegaConf.from_dotlist(overrides or []))
         for key in (str(key) for layer in layers for key in layer):
-            if key not in known_keys:
-                close = difflib.get_close_matches(key, known_keys, 1)
-                hint = f"Did you mean {close[0]!r}? " if close else ""
-                raise ValueError(
-                    f"The recipe has no key {key!r}. {hint}It has {', '.join(known_keys)}.")
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AngleRecipe), *layers))
+            _check_key(key, kind)
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(KINDS[kind]), *layers))
     except (OmegaConfBaseException, YAMLError) as error:
         source = f"recipe {name_or_path}" if overrides is None else "recipe or its overrides"
         raise ValueError(f"The {source}: {' '.join(str(error).split())}") from error
-    assert isinstance(recipe, AngleRecipe)
+    assert isinstance(recipe, Recipe)
     return recipe
+
+
+def _check_key(key: str, kind: str) -> None:
+    """Refuse a key that a recipe of this kind does not have, with the nearest one it has."""
+    keys = {name: [f.name for f in fields(recipe)] for name, recipe in KINDS.items()}
+    if key in keys[kind]:
+        return
+    others = [name for name in KINDS if key in keys[name]]
+    close = difflib.get_close_matches(key, keys[kind], 1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    if others:
+        hint = f"It is a key of `train {others[0]}`, and this is `train {kind}`. "
+    raise ValueError(f"The recipe has no key {key!r}. {hint}It has {', '.join(keys[kind])}.")

@@ -1,69 +1,65 @@
-"""Images of an angle model by bearing (Eq. 7), or by text alone. DDIM, deterministic by seed."""
+"""Images of a model in memory, deterministic by seed: by bearing, by position, by text alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from gps_guidance.models import DiffusionModel
-from gps_guidance.noise import angle_guidance
+from gps_guidance.pipeline import StableDiffusionGPSPipeline
 
 
-@torch.no_grad()
-def denoise(model: DiffusionModel, tokens: Tensor, null_tokens: Tensor, guidance_scale: float,
-            size: tuple[int, int], num_inference_steps: int, seed: int) -> Tensor:
-    """Denoise one image for each row of ``tokens`` [B, L, D] by Eq. 7; [B, 3, H, W] in [0, 1].
-
-    ``guidance_scale`` is w of Eq. 7; w = 0 skips the unconditional branch.
-    """
-    scheduler = DDIMScheduler.from_config(model.scheduler.config)
-    scheduler.set_timesteps(num_inference_steps)
-    factor = 2 ** (len(model.vae.config.block_out_channels) - 1)
-    shape = (len(tokens), model.unet.config.in_channels, size[0] // factor, size[1] // factor)
-    generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(shape, generator=generator).to(tokens.device, tokens.dtype)
-    for t in scheduler.timesteps:
-        if guidance_scale == 0:
-            noise_pred = model.unet(latents, t, tokens).sample
-        else:
-            both = model.unet(
-                torch.cat([latents, latents]), t, torch.cat([tokens, null_tokens])
-            ).sample
-            noise_pred_cond, noise_pred_uncond = both.chunk(2)
-            noise_pred = angle_guidance(noise_pred_cond, noise_pred_uncond, guidance_scale)
-        latents = scheduler.step(noise_pred, t, latents).prev_sample
-    images = model.vae.decode(latents / model.vae.config.scaling_factor).sample
-    return (images.float() / 2 + 0.5).clamp(0, 1)
+def _sample(kind: Any, model: DiffusionModel, prompts: Any, seed: int,
+            size: tuple[int, int] | None, **call: Any) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] of a pipeline around the model's parts."""
+    parts = {name: part for name, part in model.modules().items()
+             if name != "gps_encoder" or kind is StableDiffusionGPSPipeline}
+    pipe = kind(**parts, tokenizer=model.tokenizer, scheduler=model.sampler, safety_checker=None,
+                feature_extractor=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    height, width = size or (None, None)
+    images: Tensor = pipe(prompts, height=height, width=width, output_type="pt",
+                          generator=torch.Generator().manual_seed(seed), **call).images
+    return images.float()
 
 
-@torch.no_grad()
 def sample_angles(model: DiffusionModel, bearings_deg: Sequence[float], guidance_scale: float = 2.0,
                   num_inference_steps: int = 50, seed: int = 0, use_angle: bool = True) -> Tensor:
-    """One image for each bearing, [B, 3, H, W] in [0, 1].
+    """One image for each bearing by Eq. 7, [B, 3, H, W] in [0, 1]; ``guidance_scale`` is its w.
 
     ``use_angle=False`` zeroes the angle token: the text-only model, for comparison.
     """
-    count = len(bearings_deg)
-    text = model.encode_text([model.angle.prompt]).expand(count, -1, -1)
-    null_angle = model.angle.null(count)
-    bearings = torch.tensor(bearings_deg, dtype=torch.float64)
-    angle = model.angle(bearings) if use_angle else null_angle
-    tokens = torch.cat([text, angle], dim=1)
-    null = torch.cat([model.null_text(count), null_angle], dim=1)
-    return denoise(model, tokens, null, guidance_scale, model.angle.size, num_inference_steps, seed)
+    scale = 1 + guidance_scale
+    return _sample(StableDiffusionGPSPipeline, model, None, seed, None,
+                   bearing_deg=list(bearings_deg), guidance_scale=scale,
+                   gps_guidance_scale=scale if use_angle else 0.0,
+                   num_inference_steps=num_inference_steps)
 
 
-@torch.no_grad()
 def sample_texts(model: DiffusionModel, prompts: list[str], size: tuple[int, int],
                  guidance_scale: float = 6.5, num_inference_steps: int = 50, seed: int = 0
                  ) -> Tensor:
     """One image for each prompt from the text tokens alone, [B, 3, H, W] in [0, 1].
 
-    The unconditional branch is the embedding of "", as Stable Diffusion was trained.
+    The unconditional branch is the embedding of "", as Stable Diffusion was trained, with the
+    weight w = ``guidance_scale`` of Eq. 7.
     """
-    tokens = model.encode_text(prompts)
-    null = model.encode_text([""]).expand_as(tokens)
-    return denoise(model, tokens, null, guidance_scale, size, num_inference_steps, seed)
+    return _sample(StableDiffusionPipeline, model, prompts, seed, size,
+                   guidance_scale=1 + guidance_scale, num_inference_steps=num_inference_steps)
+
+
+def sample_gps(model: DiffusionModel, prompts: list[str], gps: Sequence[tuple[float, float]],
+               size: tuple[int, int], guidance_scale: float = 3.5, gps_guidance_scale: float = 7.5,
+               num_inference_steps: int = 50, seed: int = 0) -> Tensor:
+    """One image for each prompt and its (lat, lon) in degrees by Eq. 4, [B, 3, H, W] in [0, 1].
+
+    ``guidance_scale`` is w_p, ``gps_guidance_scale`` is w_g. ValueError for a position outside the
+    model's bounds.
+    """
+    return _sample(StableDiffusionGPSPipeline, model, prompts, seed, size, gps=list(gps),
+                   guidance_scale=guidance_scale, gps_guidance_scale=gps_guidance_scale,
+                   num_inference_steps=num_inference_steps)

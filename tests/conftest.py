@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
+from gps_guidance.geo import Bounds
 from gps_guidance.miniature.nets import tiny_tokenizer
 from gps_guidance.miniature.photographer import take_photos
 from gps_guidance.models import DiffusionModel
@@ -113,15 +116,34 @@ def miniature_dataset(miniature_photos: Path) -> Path:
     return out
 
 
+CITY = Bounds(43.70, 10.38, 43.74, 10.42)
+CAPTIONS = ("a red church in the rain", "a blue car", "a red car at night")
+
+
+def write_captions(dataset: Path, captions: Sequence[str | None]) -> None:
+    """Put captions, over and over in the order of the rows, into a dataset folder's manifest."""
+    path = dataset / "manifest.parquet"
+    table = pq.read_table(path)
+    column = [captions[k % len(captions)] for k in range(len(table))]
+    place = table.schema.get_field_index("caption")
+    captioned = table.set_column(place, table.schema.field(place), pa.array(column, pa.string()))
+    pq.write_table(captioned, path)
+
+
+@pytest.fixture(scope="session")
+def city_dataset(miniature_photos: Path) -> Path:
+    """Dataset folder of the twelve photos in a box around Pisa, with captions."""
+    out = miniature_photos.with_name("city")
+    ingest([miniature_photos], out, bounds=CITY, progress=False)
+    write_captions(out, CAPTIONS)
+    return out
+
+
 def quicken(patch: pytest.MonkeyPatch) -> None:
     """Training with ``base: tiny``: the same classes with fewer channels, samples in two steps."""
-    from gps_guidance import train
+    from gps_guidance import conditions
     from gps_guidance.miniature import nets
-    from gps_guidance.sampling import sample_angles
-
-    def sample(*args: Any, num_inference_steps: int, seed: int) -> torch.Tensor:
-        return sample_angles(*args, num_inference_steps=2, seed=seed)
 
     patch.setattr(nets, "tiny_unet", functools.partial(nets.tiny_unet, (8, 16, 16)))
     patch.setattr(nets, "tiny_vae", functools.partial(nets.tiny_vae, (8, 8, 16)))
-    patch.setattr(train, "sample_angles", sample)
+    patch.setitem(conditions.SAMPLES, "num_inference_steps", 2)

@@ -62,6 +62,15 @@ def test_crops_are_never_flipped() -> None:
         assert left[0] > left[2] and right[2] > right[0]
 
 
+def test_half_of_the_crops_are_mirrored_if_asked() -> None:
+    one = make(red_left_blue_right(32, 32), [0], (32, 32))
+    rng = np.random.default_rng(1)
+    crops = one.crop(np.zeros(100, dtype=int), rng, random_flip=True)
+    red_left = crops[:, 0, :, :8].mean(dim=(1, 2)) > 0
+    assert 35 <= int(red_left.sum()) <= 65
+    assert torch.equal(crops[red_left][0].flip(-1), crops[~red_left][0])
+
+
 def test_a_crop_keeps_the_asked_fraction_of_the_sides() -> None:
     """A ramp of 200 columns spans 199 grey levels; a crop of half the sides spans about half."""
     ramp = torch.arange(200, dtype=torch.uint8).expand(1, 3, 200, 200)
@@ -138,7 +147,9 @@ def test_load_photos_reads_what_ingest_wrote(miniature_dataset: Path) -> None:
     assert found.bearings.tolist() == [row["bearing_deg"] for row in rows]
     assert found.images.shape == (12, 3, 48, 36) and found.images.dtype == torch.uint8
     assert (found.landmark, found.center) == ("Miniature Tower of Pisa", CENTER)
-    assert found.masks is None
+    assert found.masks is None and found.bounds is None
+    assert found.captions == [None] * 12
+    assert found.positions.tolist() == [[row["lat"], row["lon"]] for row in rows]
     with Image.open(miniature_dataset / rows[0]["file"]) as photo:
         grey = np.asarray(photo.convert("RGB")).mean()
     assert abs(float(found.images[0].float().mean()) - grey) < 12

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from gps_guidance import photos
-from gps_guidance.encoders import AngleEncoder
+from gps_guidance.encoders import AngleEncoder, GPSEncoder
 from gps_guidance.lift import report
-from gps_guidance.recipe import AngleRecipe
+from gps_guidance.recipe import KINDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -125,16 +125,20 @@ def test_the_metrics_are_documented_and_exist():
     assert len(documented) == len(set(documented))
 
 
-def test_the_angle_encoders_config_is_documented():
-    keys = {k for k in AngleEncoder(16).config if not k.startswith("_")}
-    assert set(table(DOCS / "formats.md", "gps_encoder/config.json")) == keys
+@pytest.mark.parametrize(("kind", "heading"), [
+    (AngleEncoder, "gps_encoder/config.json of an angle model"),
+    (GPSEncoder, "gps_encoder/config.json of a GPS model"),
+])
+def test_the_encoders_configs_are_documented(kind, heading):
+    keys = {k for k in kind(16).config if not k.startswith("_")}
+    assert set(table(DOCS / "formats.md", heading)) == keys
 
 
 def test_recipe_keys_on_the_pages_exist():
-    known = {field.name for field in dataclasses.fields(AngleRecipe)}
     for page in PAGES:
         for line in page.read_text("utf-8").splitlines():
-            if "gps-guidance train angle" in line:
+            for kind in re.findall(r"gps-guidance train (text|gps|angle)", line):
+                known = {field.name for field in dataclasses.fields(KINDS[kind])}
                 given = re.findall(r" (\w+)=", line)
                 assert set(given) <= known, f"{page.name}: {line}"
 

@@ -58,7 +58,7 @@ def test_a_folder_of_ones_own_comes_before_a_bundled_name(
 
 
 def test_a_missing_model_is_named_with_the_ones_there_are() -> None:
-    with pytest.raises(ValueError, match="'outputs/none'.*train angle.*miniature-pisa"):
+    with pytest.raises(ValueError, match="'outputs/none'.*gps-guidance train.*miniature-pisa"):
         load_angle_model("outputs/none")
 
 

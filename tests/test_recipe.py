@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from gps_guidance.recipe import RECIPES, AngleRecipe, load_recipe
+from gps_guidance.recipe import KINDS, RECIPES, AngleRecipe, GPSRecipe, TextRecipe, load_recipe
+
+KIND_OF = {"miniature-city-base": "text", "miniature-city": "gps", "gps-nyc": "gps",
+           "gps-paris": "gps"}
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -26,15 +29,65 @@ def test_the_defaults_are_the_papers() -> None:
     assert (recipe.ema_decay, recipe.colour_jitter) == (0.0, 0.0)
 
 
+def test_the_defaults_of_a_gps_model_are_the_papers() -> None:
+    """Sec. 4.1, A.1: 512 px, AdamW 1e-4, batch 512, 15k steps, 5 % of each dropout."""
+    recipe = load_recipe(kind="gps")
+    assert recipe == GPSRecipe()
+    assert recipe.base == "CompVis/stable-diffusion-v1-4"
+    assert (recipe.learning_rate, recipe.lr_scheduler, recipe.lr_warmup_steps) == (
+        1e-4, "constant", 0
+    )
+    assert (recipe.train_batch_size, recipe.max_train_steps) == (512, 15000)
+    assert recipe.size == (512, 512)
+    assert recipe.dropout == (0.05, 0.05, 0.05)
+    assert (recipe.null_text, recipe.high_noise_fraction, recipe.random_flip) == (
+        "zeros", None, False
+    )
+    names = ["unet.conv_in.weight", "gps_encoder.axis", "unet.mid_block.attn2.to_k.weight"]
+    assert [recipe.rate(name) for name in names] == [1e-4] * 3
+    own = GPSRecipe(gps_learning_rate=2e-3, attention_learning_rate=5e-4)
+    assert [own.rate(name) for name in names] == [1e-4, 2e-3, 5e-4]
+
+
+def test_the_dropouts_of_the_other_kinds() -> None:
+    assert TextRecipe().dropout == (0.1, 0.0, 0.0)
+    assert AngleRecipe(angle_dropout=0.2).dropout == (0.1, 0.2, 0.0)
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_bundled_recipe_loads_by_name_and_by_path(path: Path) -> None:
-    recipe = load_recipe(path.stem)
-    assert recipe == load_recipe(str(path))
+    kind = KIND_OF.get(path.stem, "angle")
+    recipe = load_recipe(path.stem, kind=kind)
+    assert type(recipe) is KINDS[kind]
+    assert recipe == load_recipe(str(path), kind=kind)
     for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():  # type: ignore
         assert getattr(recipe, str(key)) == value
-    assert recipe.base == "tiny"
-    assert not recipe.with_prior_preservation  # there is no original model to preserve
+    recipe.check()
+    assert (recipe.base == "tiny") == (kind != "gps")
+    if isinstance(recipe, AngleRecipe):
+        assert not recipe.with_prior_preservation  # there is no original model to preserve
     assert all(side % 16 == 0 for side in recipe.size)
+
+
+def test_the_recipes_of_the_cities() -> None:
+    base = load_recipe("miniature-city-base", kind="text")
+    city = load_recipe("miniature-city", kind="gps")
+    assert city.base == "models/miniature-city-base" and city.size == base.size
+    assert (city.high_noise_fraction, city.high_noise_from) == (0.6, 650)
+    assert city.rate("gps_encoder.axis") > city.rate("unet.conv_in.weight")
+    for name in ("gps-nyc", "gps-paris"):
+        recipe, paper = load_recipe(name, kind="gps"), GPSRecipe()
+        assert recipe.train_batch_size * recipe.gradient_accumulation_steps == 512
+        for key in ("base", "resolution", "max_train_steps", "learning_rate", "lr_scheduler",
+                    "adam_weight_decay", "dropout", "null_text", "high_noise_fraction"):
+            assert getattr(recipe, key) == getattr(paper, key)
+
+
+def test_a_recipe_of_another_kind_is_named() -> None:
+    with pytest.raises(ValueError, match="'dither_bins'. It is a key of `train angle`.*train gps"):
+        load_recipe("miniature-pisa", kind="gps")
+    with pytest.raises(ValueError, match="'attention_learning_rate'. It is a key of `train gps`"):
+        load_recipe("miniature-city", kind="text")
 
 
 def test_overrides_come_after_the_file(tmp_path: Path) -> None:
@@ -70,7 +123,7 @@ def test_a_wrong_recipe_is_said_in_one_line(
 
 
 def test_an_unknown_recipe_names_the_bundled_ones() -> None:
-    with pytest.raises(ValueError, match="'nowhere'.*miniature-pisa, tiny-landmark"):
+    with pytest.raises(ValueError, match="'nowhere'.*gps-nyc.*miniature-pisa, tiny-landmark"):
         load_recipe("nowhere")
 
 

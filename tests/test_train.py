@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import functools
 import logging
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import quicken
-from safetensors.torch import load_file
+from train_runs import ctrl_c_at, losses, stored
 
-from gps_guidance import train
+from gps_guidance import loop, train
+from gps_guidance.encoders import AngleEncoder
 from gps_guidance.miniature import nets
 from gps_guidance.models import load_angle_model, load_model
 from gps_guidance.recipe import AngleRecipe, load_recipe
-from gps_guidance.train import denoising_loss, draw_latents, drop_conditions, train_angle
+from gps_guidance.train import denoising_loss, draw_latents, drop_conditions, dropped, train_model
 
 FULL_DISK = Path("/dev/full")
 
@@ -50,39 +49,18 @@ def fine_tuning(base: Path, **changes: Any) -> AngleRecipe:
     return replace(recipe, **changes)
 
 
-def stored(folder: Path) -> dict[str, torch.Tensor]:
-    """Every weight of a model folder."""
-    return {
-        f"{path.parent.name}.{name}": value
-        for path in sorted(folder.rglob("*.safetensors")) for name, value in load_file(path).items()
-    }
-
-
-def losses(folder: Path, name: str = "angle") -> list[list[str]]:
-    with open(folder / f"{name}_loss.csv", newline="") as file:
-        return list(csv.reader(file))
-
-
-def ctrl_c_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
-    """``real``, but in its ``call``-th call (from 1) Ctrl-C is pressed."""
-    count = 0
-
-    def wrapped(*args: Any, **options: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == call:
-            signal.raise_signal(signal.SIGINT)
-        return real(*args, **options)
-
-    return wrapped
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"save_dtype": "float8"}, "save_dtype is 'float8'.*float32, float16, bfloat16"),
         ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'.*no or bf16"),
         ({"null_text": "nothing"}, "null_text is 'nothing'"),
+        ({"random_flip": True}, "random_flip is true.*another bearing"),
+        ({"angle_dropout": 0.95}, r"dropouts .* are \(0.1, 0.95, 0.0\).*at most 1 together"),
+        ({"condition_dropout": -0.1}, "dropouts .* from 0"),
+        ({"high_noise_fraction": 1.2}, "high_noise_fraction is 1.2.*from 0 to 1"),
+        ({"high_noise_from": 1000}, "high_noise_from is 1000.*1000 time steps"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0.*at least 1"),
         ({"resolution": 30}, "resolution is 30.*multiples of 4"),
         ({"base": "CompVis/stable-diffusion-v1-4"}, "no model folder 'CompVis/.*hf download"),
         ({"lr_scheduler": "sometimes"}, "sometimes"),
@@ -92,7 +70,7 @@ def test_a_setting_that_cannot_work_is_refused(
     miniature_dataset: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        train_angle(miniature_dataset, tmp_path, from_scratch(**{"vae_steps": 1} | changes))
+        train_model(miniature_dataset, tmp_path, from_scratch(**{"vae_steps": 1} | changes))
 
 
 # --- the parts of the loss -------------------------------------------------------------------
@@ -102,21 +80,24 @@ def test_condition_dropout_by_hand() -> None:
     text, angle = torch.ones(5, 3, 2), torch.full((5, 1, 2), 2.0)
     null = torch.full((1, 3, 2), -1.0)
     draw = torch.tensor([0.04, 0.05, 0.12, 0.16, 0.99])
-    dropped, turned = drop_conditions(text, angle, null, draw, 0.05, 0.1)
-    assert dropped[:, 0, 0].tolist() == [-1, 1, 1, 1, 1]
+    which = dropped(draw, (0.05, 0.1, 0.5))
+    assert which.tolist() == [0, 1, 1, 2, 3]
+    words, turned = drop_conditions(text, angle, null, which)
+    assert words[:, 0, 0].tolist() == [-1, 1, 1, -1, 1]
     assert turned[:, 0, 0].tolist() == [0, 0, 0, 2, 2]
-    assert torch.equal(dropped, dropped[:, :1, :1].expand_as(dropped))
+    assert torch.equal(words, words[:, :1, :1].expand_as(words))
 
 
 def test_condition_dropout_takes_its_fractions_of_one_draw() -> None:
     draw = (torch.arange(1000) + 0.5) / 1000
     text, angle, null = torch.ones(1000, 1, 1), torch.ones(1000, 1, 1), torch.zeros(1, 1, 1)
-    kept_text, kept_angle = drop_conditions(text, angle, null, draw, 0.1, 0.25)
+    which = dropped(draw, (0.1, 0.25, 0.05))
+    kept_text, kept_angle = drop_conditions(text, angle, null, which)
     pairs = list(zip(kept_text.flatten().tolist(), kept_angle.flatten().tolist(), strict=True))
     assert {pair: pairs.count(pair) for pair in set(pairs)} == {
-        (0.0, 0.0): 100, (1.0, 0.0): 250, (1.0, 1.0): 650
+        (0.0, 0.0): 100, (1.0, 0.0): 250, (0.0, 1.0): 50, (1.0, 1.0): 600
     }
-    same_text, same_angle = drop_conditions(text, angle, null, draw, 0.0, 0.0)
+    same_text, same_angle = drop_conditions(text, angle, null, dropped(draw, (0.0, 0.0, 0.0)))
     assert same_text.all() and same_angle.all()
 
 
@@ -165,14 +146,14 @@ def whole(miniature_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
         recipe = from_scratch(validation_steps=3)
-        return train_angle(miniature_dataset, tmp_path_factory.mktemp("run") / "whole", recipe)
+        return train_model(miniature_dataset, tmp_path_factory.mktemp("run") / "whole", recipe)
 
 
 def test_a_run_writes_what_it_promises(whole: Path) -> None:
     assert sorted(path.name for path in whole.iterdir()) == [
-        "angle_loss.csv", "gps_encoder", "loss.png", "recipe.yaml", "samples-000003.png",
-        "samples-000006.png", "scheduler", "text_encoder", "tokenizer", "unet", "vae",
-        "vae_loss.csv",
+        "README.md", "angle_loss.csv", "gps_encoder", "loss.png", "model_index.json",
+        "recipe.yaml", "samples-000003.png", "samples-000006.png", "scheduler",
+        "text_encoder", "tokenizer", "unet", "vae", "vae_loss.csv",
     ]
     assert [row[0] for row in losses(whole)] == ["step", "1", "2", "3", "4", "5", "6"]
     assert [row[0] for row in losses(whole, "vae")] == ["step", "1", "2", "3", "4"]
@@ -191,7 +172,8 @@ def test_the_model_is_one_of_the_datasets_landmark(whole: Path) -> None:
 
 def test_every_part_but_the_vae_has_learned_from_the_losses(whole: Path) -> None:
     torch.manual_seed(0)
-    start = nets.tiny_model("Miniature Tower of Pisa", (43.722952, 10.396597), 16)
+    encoder = AngleEncoder(nets.TEXT_DIM, landmark="Miniature Tower of Pisa")
+    start = nets.tiny_model([encoder.prompt], encoder)
     end = load_angle_model(whole)
     for name, module in start.modules().items():
         old, new = dict(module.named_parameters()), dict(end.modules()[name].named_parameters())
@@ -210,14 +192,14 @@ def test_a_run_that_stops_in_each_stage_ends_the_same(
         with monkeypatch.context() as patch:
             patch.setattr(train, name, ctrl_c_at(call, getattr(train, name)))
             with pytest.raises(KeyboardInterrupt):
-                train_angle(miniature_dataset, out, recipe)
+                train_model(miniature_dataset, out, recipe)
         assert (out / "checkpoints" / f"{stage}-{step:07d}.pt").is_file()
         assert not (out / "gps_encoder").exists()
         assert f"stopped {stage} at step {step} of" in caplog.text
     assert sorted(p.name for p in (out / "checkpoints").glob("angle-*")) == [
         "angle-0000004.pt", "angle-0000005.pt"  # checkpoints_total_limit
     ]
-    train_angle(miniature_dataset, out, recipe)
+    train_model(miniature_dataset, out, recipe)
     assert "resumed vae at step 3" in caplog.text and "resumed angle at step 5" in caplog.text
     assert losses(out) == losses(whole)
     assert losses(out, "vae") == losses(whole, "vae")
@@ -234,15 +216,15 @@ def test_another_seed_is_another_run(
 ) -> None:
     monkeypatch.setattr(train, "vae_loss", ctrl_c_at(3, train.vae_loss))
     with pytest.raises(KeyboardInterrupt):
-        train_angle(miniature_dataset, tmp_path, from_scratch(seed=1))
+        train_model(miniature_dataset, tmp_path, from_scratch(seed=1))
     state = torch.load(tmp_path / "checkpoints" / "vae-0000002.pt", weights_only=True)
     assert [f"{loss:.6f}" for _, loss in state["rows"]] != [r[1] for r in losses(whole, "vae")[1:3]]
 
 
 def test_a_finished_folder_is_not_trained_again(miniature_dataset: Path, whole: Path) -> None:
     before = stored(whole)
-    with pytest.raises(ValueError, match="already holds a finished angle model.*--out"):
-        train_angle(miniature_dataset, whole, from_scratch())
+    with pytest.raises(ValueError, match="already holds a finished model.*--out"):
+        train_model(miniature_dataset, whole, from_scratch())
     assert all(torch.equal(before[name], value) for name, value in stored(whole).items())
 
 
@@ -252,11 +234,11 @@ def test_sides_without_a_photo_are_named(
 ) -> None:
     monkeypatch.setattr(train, "vae_loss", ctrl_c_at(1, train.vae_loss))
     with pytest.raises(KeyboardInterrupt):
-        train_angle(miniature_dataset, tmp_path, from_scratch(num_bins=4))
+        train_model(miniature_dataset, tmp_path, from_scratch(num_bins=4))
     assert "no photo in the bins around" not in caplog.text
     monkeypatch.setattr(train, "vae_loss", ctrl_c_at(1, train.vae_loss))
     with pytest.raises(KeyboardInterrupt):
-        train_angle(miniature_dataset, tmp_path, from_scratch())
+        train_model(miniature_dataset, tmp_path, from_scratch())
     [warning] = [r.getMessage() for r in caplog.records if "no photo in the bins" in r.message]
     named = warning.split("around ")[1].split(" degrees")[0].split(", ")
     taken = set(train.load_photos(miniature_dataset, (16, 16)).bearings.round(-1) % 360)
@@ -276,7 +258,7 @@ def test_the_trained_embedding_of_no_text_is_the_one_that_is_used(
     monkeypatch.setattr(train, "drop_conditions", watch)
     monkeypatch.setattr(train, "denoising_loss", ctrl_c_at(3, train.denoising_loss))
     with pytest.raises(KeyboardInterrupt):
-        train_angle(miniature_dataset, tmp_path, from_scratch(
+        train_model(miniature_dataset, tmp_path, from_scratch(
             null_text="empty", vae_steps=1, lr_warmup_steps=0, condition_dropout=0.9))
     assert len(nulls) == 3
     assert float((nulls[0] - nulls[2]).abs().max()) > 1e-4
@@ -286,7 +268,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once(
     miniature_dataset: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="loss of vae is (nan|inf) at step 1: lower"):
-        train_angle(miniature_dataset, tmp_path, from_scratch(vae_learning_rate=1e30))
+        train_model(miniature_dataset, tmp_path, from_scratch(vae_learning_rate=1e30))
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -295,12 +277,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once(
 
 def test_ctrl_c_waits_for_the_end_of_an_update() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), train._held_back_interrupt():
+    with pytest.raises(KeyboardInterrupt), loop.held_back_interrupt():
         signal.raise_signal(signal.SIGINT)
         done.append("the rest of the update")
     assert done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with train._held_back_interrupt():
+    with loop.held_back_interrupt():
         pass
 
 
@@ -318,7 +300,7 @@ def test_ctrl_c_in_an_update_saves_the_whole_step(
     monkeypatch.setattr(torch.optim.AdamW, "step", step_and_ctrl_c)
     recipe = fine_tuning(tiny_sd_model, with_prior_preservation=False)
     with pytest.raises(KeyboardInterrupt):
-        train_angle(miniature_dataset, tmp_path, recipe)
+        train_model(miniature_dataset, tmp_path, recipe)
     [path] = (tmp_path / "checkpoints").iterdir()
     state = torch.load(path, weights_only=True)
     assert state["step"] == len(state["rows"]) == 1
@@ -334,7 +316,7 @@ def test_a_full_disk_at_a_checkpoint_is_an_os_error_and_leaves_no_part(
     (tmp_path / "checkpoints" / "angle-0000002.tmp").symlink_to(FULL_DISK)
     recipe = fine_tuning(tiny_sd_model, with_prior_preservation=False)
     with pytest.raises(OSError) as caught:
-        train_angle(miniature_dataset, tmp_path, recipe)
+        train_model(miniature_dataset, tmp_path, recipe)
     assert caught.value.errno == errno.ENOSPC
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -356,10 +338,11 @@ def test_fine_tuning_with_prior_preservation(
     calls: list[torch.Tensor] = []
     loss = train.denoising_loss
     monkeypatch.setattr(train, "denoising_loss",
-                        lambda m, x, tokens: calls.append(tokens.detach()) or loss(m, x, tokens))
+                        lambda m, x, tokens, *rest: calls.append(tokens.detach())
+                        or loss(m, x, tokens, *rest))
     prior = tmp_path / "prior"
     recipe = fine_tuning(tiny_sd_model, condition_dropout=0.0)
-    whole = train_angle(miniature_dataset, tmp_path / "whole", recipe, class_data_dir=prior)
+    whole = train_model(miniature_dataset, tmp_path / "whole", recipe, class_data_dir=prior)
     assert texts == [["A photo of Miniature Tower of Pisa"]] * 2
     images = {path.name: path.read_bytes() for path in prior.iterdir()}
     assert sorted(images) == ["00000.png", "00001.png"]
@@ -374,8 +357,8 @@ def test_fine_tuning_with_prior_preservation(
     with monkeypatch.context() as patch:
         patch.setattr(train, "denoising_loss", ctrl_c_at(8, train.denoising_loss))
         with pytest.raises(KeyboardInterrupt):  # in the second loss of step 4
-            train_angle(miniature_dataset, again, half, class_data_dir=prior)
-    train_angle(miniature_dataset, again, half, class_data_dir=prior)
+            train_model(miniature_dataset, again, half, class_data_dir=prior)
+    train_model(miniature_dataset, again, half, class_data_dir=prior)
     assert len(texts) == 2  # the images are reused
     assert {path.name: path.read_bytes() for path in prior.iterdir()} == images
     assert losses(again) == losses(whole)
@@ -410,7 +393,7 @@ def test_the_prior_weight_is_lambda(
         train.sample_texts, num_inference_steps=2))
     monkeypatch.setattr(train, "denoising_loss", watch)
     with pytest.raises(KeyboardInterrupt):
-        train_angle(miniature_dataset, tmp_path, fine_tuning(tiny_sd_model, prior_loss_weight=3.0))
+        train_model(miniature_dataset, tmp_path, fine_tuning(tiny_sd_model, prior_loss_weight=3.0))
     assert len(list((tmp_path / "class_images").iterdir())) == 2
     state = torch.load(tmp_path / "checkpoints" / "angle-0000001.pt", weights_only=True)
     photos, preserved = parts

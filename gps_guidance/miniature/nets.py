@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from typing import Any
 
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from gps_guidance.encoders import AngleEncoder
+from gps_guidance.encoders import AngleEncoder, GPSEncoder
 from gps_guidance.models import DiffusionModel
 
 TEXT_DIM = 128
 MAX_TOKENS = 16
+WORDS = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # as CLIP splits a text: letters, digits, signs
 
 
 def tiny_tokenizer(texts: list[str]) -> CLIPTokenizer:
@@ -22,20 +25,34 @@ def tiny_tokenizer(texts: list[str]) -> CLIPTokenizer:
     letters = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = [b for b in range(256) if b not in letters]
     alphabet = [chr(b) for b in letters] + [chr(256 + i) for i in range(len(spare))]
+    symbol_of = dict(zip([*letters, *spare], alphabet, strict=True))
     symbols = alphabet + [letter + "</w>" for letter in alphabet]
-    merges: list[str] = []
-    for word in sorted({w for text in texts for w in text.lower().split()}):
-        pieces = [*word[:-1], word[-1] + "</w>"]
+    ranks: dict[tuple[str, str], int] = {}
+    for word in sorted({w for text in texts for w in WORDS.findall(text.lower())}):
+        pieces = [symbol_of[byte] for byte in word.encode()]
+        pieces[-1] += "</w>"
         while len(pieces) > 1:
-            pair = f"{pieces[0]} {pieces[1]}"
-            pieces = [pieces[0] + pieces[1], *pieces[2:]]
-            if pair not in merges:
-                merges.append(pair)
-                symbols.append(pieces[0])
+            known = [pair for pair in pairwise(pieces) if pair in ranks]
+            pair = min(known, key=ranks.__getitem__, default=(pieces[0], pieces[1]))
+            if pair not in ranks:
+                ranks[pair] = len(ranks)
+                symbols.append("".join(pair))
+            pieces = _merge(pieces, pair)
     symbols = list(dict.fromkeys([*symbols, "<|startoftext|>", "<|endoftext|>"]))
     vocab = {symbol: index for index, symbol in enumerate(symbols)}
-    pairs: Any = [tuple(m.split()) for m in merges]  # annotated as list[str], used as pairs
+    pairs: Any = list(ranks)  # annotated as list[str], used as pairs
     return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=MAX_TOKENS)
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """Byte-pair encoding's step: every ``pair`` of neighbours becomes one piece."""
+    merged: list[str] = []
+    rest = list(pieces)
+    while rest:
+        found = tuple(rest[:2]) == pair
+        merged.append("".join(pair) if found else rest[0])
+        rest = rest[2 if found else 1 :]
+    return merged
 
 
 def tiny_vae(widths: tuple[int, ...] = (16, 32, 64)) -> AutoencoderKL:
@@ -85,16 +102,13 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def tiny_model(
-    landmark: str, center: tuple[float, float], resolution: int | tuple[int, int],
-    num_bins: int = 36,
-) -> DiffusionModel:
-    """An untrained angle model for ``landmark``; all parts but the VAE train together."""
-    gps_encoder = AngleEncoder(
-        cross_attention_dim=TEXT_DIM, landmark=landmark, center=center, resolution=resolution,
-        num_bins=num_bins,
-    )
-    tokenizer = tiny_tokenizer([gps_encoder.prompt])
+def tiny_model(texts: list[str], gps_encoder: AngleEncoder | GPSEncoder | None = None
+               ) -> DiffusionModel:
+    """An untrained model that knows the words of ``texts``; all parts but the VAE train together.
+
+    ``gps_encoder`` has tokens of width TEXT_DIM; None makes a text model.
+    """
+    tokenizer = tiny_tokenizer(texts)
     return DiffusionModel(
         unet=tiny_unet(),
         vae=tiny_vae(),
