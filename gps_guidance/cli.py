@@ -101,18 +101,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
 
 
-def _quiet_libraries() -> None:
-    """No bars for reading model files, which take a second, and no advice about our own casts."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.set_verbosity_error()
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-
-
 def _train(args: argparse.Namespace) -> None:
-    _quiet_libraries()
+    from gps_guidance.models import quiet_libraries
+
+    quiet_libraries()
     if args.kind == "classifier":
         from gps_guidance.scorers import train_angle_classifier
 
@@ -139,9 +131,10 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    _quiet_libraries()
     from gps_guidance.lift.export import image_grid, to_uint8, write_png
-    from gps_guidance.models import load_angle_model
+    from gps_guidance.models import load_angle_model, quiet_libraries
+
+    quiet_libraries()
     from gps_guidance.sampling import sample_angles
 
     model = load_angle_model(args.model)

@@ -129,6 +129,16 @@ def save_module(module: Any, folder: Path) -> None:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def quiet_libraries() -> None:
+    """For commands: no bars for reading model files, which take a second, and none of the advice
+    that diffusers and transformers give to programmers."""
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 def bundled_model(name: str | Path) -> Path | None:
     """The folder of the bundled model of that name, None if there is none."""
     folder = BUNDLED / str(name)

@@ -384,18 +384,14 @@ def start_log(verbose: bool) -> None:
         package.addHandler(handler)
 
 
-def quiet_libraries() -> None:
-    """No chatter from Lightning, no bars for reading model files: they take a second."""
-    import diffusers
+def quiet_lightning() -> None:
+    """No chatter from Lightning."""
     import lightning.pytorch  # noqa: F401  (it sets its own log level when imported)
-    import transformers
 
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning|pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*(num_workers|LeafSpec|treespec).*")
-    for package in (diffusers, transformers):
-        package.utils.logging.disable_progress_bar()
 
 
 def run_portable(args: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
@@ -403,9 +399,11 @@ def run_portable(args: argparse.Namespace, overrides: Sequence[str], argv: Seque
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from gps_guidance.lift.callbacks import Interrupted
+    from gps_guidance.models import quiet_libraries
 
     if not args.verbose:
         quiet_libraries()
+        quiet_lightning()
     source = find_config(args.config)
     cfg = load_config(str(source), overrides)
     find_resume(cfg)

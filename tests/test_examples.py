@@ -1,0 +1,48 @@
+"""The scripts in examples/ run as their pages say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shapely.geometry import box, mapping
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(folder, script, *args):
+    return subprocess.run([sys.executable, ROOT / "examples" / script, *map(str, args)], cwd=folder,
+                          capture_output=True, text=True, check=False)
+
+
+def test_a_landmark_by_bearing(tmp_path):
+    done = run(tmp_path, "sample.py", "--bearings", 0, 90, "--steps", 2)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "sample.png").size == (128, 64)
+
+
+def test_a_city_by_position(tiny_gps_model, tmp_path):
+    places = [f"43.7{k},10.40" for k in range(1, 4)] * 3
+    done = run(tmp_path, "sample.py", tiny_gps_model, "--prompt", "front view", "--steps", 1,
+               "--gps", *places)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "sample.png").size == (6 * 32, 2 * 32)
+    refused = run(tmp_path, "sample.py", tiny_gps_model)
+    assert refused.returncode == 2 and "add --gps LAT,LON" in refused.stderr
+
+
+@pytest.mark.parametrize("streets", [False, True])
+def test_an_area(tiny_gps_model, tmp_path, streets):
+    area = box(10.39, 43.71, 10.41, 43.73)
+    (tmp_path / "area.geojson").write_text(json.dumps(mapping(area)))
+    given = []
+    if streets:
+        (tmp_path / "roads.geojson").write_text(json.dumps(mapping(area.boundary)))
+        given = ["--streets", "roads.geojson", "--per-step", 2]
+    done = run(tmp_path, "average.py", tiny_gps_model, "a building", "area.geojson",
+               "--locations", 4, "--steps", 2, *given)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "average.png").size == (32, 32)
+    assert min(Image.open(tmp_path / "average-map.png").size) > 200
