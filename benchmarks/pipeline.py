@@ -38,7 +38,7 @@ from gps_guidance.encoders import GPSEncoder
 from gps_guidance.lift import engine
 from gps_guidance.miniature import city
 from gps_guidance.miniature.nets import tiny_vae
-from gps_guidance.models import BUNDLED
+from gps_guidance.models import BUNDLED, quiet_libraries
 from gps_guidance.noise import area_noise
 from gps_guidance.pipeline import StableDiffusionGPSPipeline
 
@@ -280,7 +280,7 @@ def main() -> int:
     if args.memory is not None:
         print(peak_of_area(args.memory, args.keep))
         return 0
-    engine.quiet_libraries()
+    quiet_libraries()
     # Memory first: a process's peak counts from that of the one that started it (Linux).
     good = [memory(args.threads), against_pix2pix(args.repetitions), areas(args.repetitions)]
     distances()

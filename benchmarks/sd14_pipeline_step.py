@@ -27,9 +27,10 @@ def run_step(folder: Path, float32: bool) -> dict[str, float]:
     import torch
 
     from gps_guidance.lift import engine
+    from gps_guidance.models import quiet_libraries
     from gps_guidance.pipeline import StableDiffusionGPSPipeline
 
-    engine.quiet_libraries()
+    quiet_libraries()
     pipe = StableDiffusionGPSPipeline.from_pretrained(
         folder, dtype=torch.float32 if float32 else torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
