@@ -29,8 +29,10 @@ def run_step(folder: Path, half: bool, batch_size: int) -> dict[str, float]:
     from gps_guidance.lift import engine
     from gps_guidance.lift.config import load_config
     from gps_guidance.lift.plan import build_system, make_plan
+    from gps_guidance.models import quiet_libraries
 
-    engine.quiet_libraries()
+    quiet_libraries()
+    engine.quiet_lightning()
     plan = make_plan(load_config("gps-sds-pisa", [
         f"system.guidance.pretrained_model_name_or_path={folder}",
         f"system.guidance.half_precision_weights={str(half).lower()}",
