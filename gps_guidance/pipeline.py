@@ -7,21 +7,30 @@ composes three kinds of predictions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
     StableDiffusionPipeline,
     retrieve_timesteps,
 )
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import replace_example_docstring
 from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from gps_guidance.arguments import (
     batch_size_of,
@@ -33,8 +42,9 @@ from gps_guidance.card import write_card
 from gps_guidance.compose import Conditions, guided_noise
 from gps_guidance.encoders import AngleEncoder
 from gps_guidance.lora import GPSLoraLoaderMixin
-from gps_guidance.models import bundled_model
+from gps_guidance.models import bundled_model, text_model_of_old
 from gps_guidance.place import (
+    Encoder,
     Place,
     encode_area,
     encode_bearing,
@@ -120,16 +130,21 @@ class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, StableDiffusionPipeline):
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "gps_embeds"]
 
     def __init__(
-        self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any,
-        gps_encoder: Any, safety_checker: Any, feature_extractor: Any, image_encoder: Any = None,
+        self, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel, scheduler: KarrasDiffusionSchedulers, gps_encoder: Encoder,
+        safety_checker: StableDiffusionSafetyChecker, feature_extractor: CLIPImageProcessor,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
         requires_safety_checker: bool = True,
-    ) -> None:
-        super().__init__(vae, text_encoder, tokenizer, unet, scheduler, safety_checker,
-                         feature_extractor, image_encoder, requires_safety_checker)
+    ) -> None:  # from_pipe takes over what has these types
+        super().__init__(
+            vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor,
+            image_encoder, requires_safety_checker,  # type: ignore[arg-type]  # it may be None
+        )
         self.register_modules(gps_encoder=gps_encoder)
         if unet is None or gps_encoder is None:
             return
-        tokens, wanted = gps_encoder.config.cross_attention_dim, unet.config.cross_attention_dim
+        tokens = gps_encoder.config.cross_attention_dim
+        wanted = self.unet.config.cross_attention_dim
         if tokens != wanted:
             raise ValueError(f"The gps_encoder's tokens have {tokens} numbers, the UNet wants "
                              f"{wanted}: make it with cross_attention_dim={wanted}.")
@@ -215,13 +230,9 @@ class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, StableDiffusionPipeline):
     ) -> tuple[Tensor, Tensor]:
         """Tokens of the prompt and of "no text", both of shape `(images, tokens, dim)`.
 
-        "No text" is what the model was trained with (`null_text` in the encoder's config), unless
-        there is a negative prompt. A prompt of `None` is "no text" as well.
+        A prompt of `None` is the model's "no text" as well.
         """
-        encoder = self.gps_encoder
-        zeros = encoder.config.null_text == "zeros"
         absent = prompt is None and prompt_embeds is None
-        learned = negative_prompt is not None or negative_prompt_embeds is not None or not zeros
         if prompt_embeds is not None:
             prompt_embeds = broadcast_embeds("prompt_embeds", prompt_embeds, batch_size)
         else:
@@ -229,17 +240,38 @@ class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, StableDiffusionPipeline):
         if negative_prompt_embeds is not None:
             negative_prompt_embeds = broadcast_embeds(
                 "negative_prompt_embeds", negative_prompt_embeds, batch_size)
-        elif learned:
-            negative_prompt = broadcast_texts("negative_prompt", negative_prompt or "", batch_size)
-        with _text_model_of_old(self.text_encoder):
-            text, negative = self.encode_prompt(
-                prompt, self._execution_device, num_images_per_prompt, learned, negative_prompt,
-                prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
-                lora_scale=lora_scale, clip_skip=clip_skip,
+        elif negative_prompt is not None:
+            negative_prompt = broadcast_texts("negative_prompt", negative_prompt, batch_size)
+        text, negative = self.encode_prompt(
+            prompt, self._execution_device, num_images_per_prompt, True, negative_prompt,
+            prompt_embeds, negative_prompt_embeds, lora_scale, clip_skip,
+        )
+        if absent and self.gps_encoder.config.null_text == "zeros":
+            text = torch.zeros_like(text)
+        return text, negative
+
+    def encode_prompt(
+        self, prompt: Any, device: Any, num_images_per_prompt: int,
+        do_classifier_free_guidance: bool, negative_prompt: Any = None,
+        prompt_embeds: Tensor | None = None, negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None, clip_skip: int | None = None,
+    ) -> tuple[Any, Any]:
+        """As [`StableDiffusionPipeline.encode_prompt`], with the model's own "no text".
+
+        Where there is no negative prompt, it is what the model was trained with (`null_text` in the
+        encoder's config); `None` in a pipeline without a `gps_encoder`, which cannot know it.
+        """
+        null_text = None if self.gps_encoder is None else self.gps_encoder.config.null_text
+        given = negative_prompt is not None or negative_prompt_embeds is not None
+        with text_model_of_old(self.text_encoder):
+            prompt_embeds, negative_prompt_embeds = super().encode_prompt(
+                prompt, device, num_images_per_prompt,
+                do_classifier_free_guidance and (given or null_text == "empty"), negative_prompt,
+                prompt_embeds, negative_prompt_embeds, lora_scale, clip_skip,
             )
-        if not learned:
-            negative = torch.zeros_like(text)
-        return (torch.zeros_like(text) if absent and zeros else text), negative
+        if do_classifier_free_guidance and not given and null_text == "zeros":
+            negative_prompt_embeds = torch.zeros_like(prompt_embeds)
+        return prompt_embeds, negative_prompt_embeds
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -523,19 +555,3 @@ class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, StableDiffusionPipeline):
             return both, [torch.zeros_like(one) for one in both]
         negative, positive = zip(*(one.chunk(2) for one in both), strict=True)
         return positive, negative
-
-
-@contextmanager
-def _text_model_of_old(text_encoder: Any) -> Iterator[None]:
-    """transformers 5 has no ``CLIPTextModel.text_model``, where diffusers looks for ``clip_skip``.
-
-    Set around Module, for which it would be a part of itself.
-    """
-    missing = text_encoder is not None and not hasattr(text_encoder, "text_model")
-    if missing:
-        object.__setattr__(text_encoder, "text_model", text_encoder)
-    try:
-        yield
-    finally:
-        if missing:
-            object.__delattr__(text_encoder, "text_model")

@@ -220,6 +220,17 @@ def test_null_text_is_the_models(tower):
     assert not torch.equal(run(zeros, gps=HERE), run(zeros, gps=HERE, negative_prompt=""))
 
 
+@pytest.mark.parametrize("null_text", ["zeros", "empty"])
+def test_encoded_prompts_give_the_image_of_the_prompt(null_text):
+    pipe = make_pipeline(GPSEncoder(TOKEN_DIM, bounds=BOUNDS, null_text=null_text))
+    text, negative = pipe.encode_prompt("front view", "cpu", 1, True)
+    found = run(pipe, None, prompt_embeds=text, negative_prompt_embeds=negative, gps=HERE)
+    assert torch.equal(found, run(pipe, "front view", gps=HERE))
+    pipe.register_modules(gps_encoder=None)
+    alone, unknown = pipe.encode_prompt("front view", "cpu", 1, True)
+    assert torch.equal(alone, text) and unknown is None
+
+
 # --- seeds and batches --------------------------------------------------------------------------
 
 

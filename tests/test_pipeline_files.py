@@ -75,6 +75,17 @@ def test_a_checkpoint_of_stable_diffusion_takes_an_encoder(tiny_sd_model, tmp_pa
     assert np.array_equal(image_of(load(tmp_path / "with")), before)
 
 
+def test_components_move_between_pipelines(tiny_gps_model):
+    """``from_pipe`` both ways, without a copy of any weight."""
+    pipe = load(tiny_gps_model)
+    before = image_of(pipe)
+    text = StableDiffusionPipeline.from_pipe(pipe)
+    assert text.unet is pipe.unet and text.vae is pipe.vae
+    again = StableDiffusionGPSPipeline.from_pipe(text, gps_encoder=pipe.gps_encoder)
+    assert all(again.components[name] is part for name, part in pipe.components.items())
+    assert np.array_equal(image_of(again), before)
+
+
 def test_a_checkpoint_without_an_encoder_says_so(tiny_sd_model):
     with pytest.raises(ValueError, match="has no gps_encoder. Give one"):
         load(tiny_sd_model)
