@@ -11,8 +11,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,19 +247,3 @@ def load_angle_encoder(name_or_path: str | Path) -> AngleEncoder:
     encoder = _load_encoder(_angle_folder(name_or_path))
     assert isinstance(encoder, AngleEncoder)
     return encoder
-
-
-@contextmanager
-def text_model_of_old(text_encoder: Any) -> Iterator[None]:
-    """transformers 5 has no ``CLIPTextModel.text_model``, where diffusers looks for ``clip_skip``.
-
-    Set around Module, for which it would be a part of itself.
-    """
-    missing = text_encoder is not None and not hasattr(text_encoder, "text_model")
-    if missing:
-        object.__setattr__(text_encoder, "text_model", text_encoder)
-    try:
-        yield
-    finally:
-        if missing:
-            object.__delattr__(text_encoder, "text_model")

@@ -7,6 +7,7 @@ composes three kinds of predictions.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,27 +33,21 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from gps_guidance.arguments import (
-    batch_size_of,
-    broadcast_embeds,
-    broadcast_texts,
-    check_numbers,
-)
 from gps_guidance.card import write_card
 from gps_guidance.compose import Conditions, guided_noise
 from gps_guidance.encoders import AngleEncoder
 from gps_guidance.lora import GPSLoraLoaderMixin
-from gps_guidance.models import bundled_model, text_model_of_old
+from gps_guidance.models import bundled_model
 from gps_guidance.place import (
     Encoder,
-    Place,
-    encode_area,
-    encode_bearing,
-    encode_gps,
+    batch_size_of,
+    check_numbers,
+    encode_place,
     given_place,
     sample_locations,
     spare_seed,
 )
+from gps_guidance.texts import NullTextMixin
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -87,7 +82,7 @@ class StableDiffusionGPSPipelineOutput(StableDiffusionPipelineOutput):
     locations: np.ndarray | None = None
 
 
-class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, StableDiffusionPipeline):
+class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, NullTextMixin, StableDiffusionPipeline):
     r"""
     Pipeline for generating images from text and a place.
 
@@ -158,7 +153,9 @@ class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, StableDiffusionPipeline):
         safetensors, in float32 unless `dtype` says otherwise. The rest is as in
         [`DiffusionPipeline.from_pretrained`].
         """
-        source = bundled_model(pretrained_model_name_or_path) or pretrained_model_name_or_path
+        source = pretrained_model_name_or_path
+        if not os.path.isdir(source):
+            source = bundled_model(source) or source
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         try:
@@ -198,80 +195,6 @@ class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, StableDiffusionPipeline):
         latent = self.unet.config.sample_size
         height, width = (latent, latent) if isinstance(latent, int) else latent
         return height * self.vae_scale_factor, width * self.vae_scale_factor
-
-    def encode_place(self, gps: Any = None, bearing_deg: Any = None, area: Any = None,
-                     streets: Any = None, num_locations: int = 64,
-                     rng: np.random.Generator | None = None) -> Place | None:
-        r"""
-        Encode the place of a call.
-
-        Returns:
-            [`~gps_guidance.place.Place`]: tokens of shape `(places, locations, tokens, dim)`, and
-            an area's points. `None` if no place was given.
-        """
-        given = [name for name, value in (("gps", gps), ("bearing_deg", bearing_deg),
-                                          ("area or streets", area if streets is None else streets))
-                 if value is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} were given: give one of them.")
-        if gps is not None:
-            return encode_gps(self.gps_encoder, gps)
-        if bearing_deg is not None:
-            return encode_bearing(self.gps_encoder, bearing_deg)
-        if given:
-            return encode_area(self.gps_encoder, area, streets, num_locations,
-                               rng or np.random.default_rng())
-        return None
-
-    def encode_texts(
-        self, prompt: Any, negative_prompt: Any, prompt_embeds: Tensor | None,
-        negative_prompt_embeds: Tensor | None, batch_size: int, num_images_per_prompt: int,
-        clip_skip: int | None, lora_scale: float | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens of the prompt and of "no text", both of shape `(images, tokens, dim)`.
-
-        A prompt of `None` is the model's "no text" as well.
-        """
-        absent = prompt is None and prompt_embeds is None
-        if prompt_embeds is not None:
-            prompt_embeds = broadcast_embeds("prompt_embeds", prompt_embeds, batch_size)
-        else:
-            prompt = broadcast_texts("prompt", "" if absent else prompt, batch_size)
-        if negative_prompt_embeds is not None:
-            negative_prompt_embeds = broadcast_embeds(
-                "negative_prompt_embeds", negative_prompt_embeds, batch_size)
-        elif negative_prompt is not None:
-            negative_prompt = broadcast_texts("negative_prompt", negative_prompt, batch_size)
-        text, negative = self.encode_prompt(
-            prompt, self._execution_device, num_images_per_prompt, True, negative_prompt,
-            prompt_embeds, negative_prompt_embeds, lora_scale, clip_skip,
-        )
-        if absent and self.gps_encoder.config.null_text == "zeros":
-            text = torch.zeros_like(text)
-        return text, negative
-
-    def encode_prompt(
-        self, prompt: Any, device: Any, num_images_per_prompt: int,
-        do_classifier_free_guidance: bool, negative_prompt: Any = None,
-        prompt_embeds: Tensor | None = None, negative_prompt_embeds: Tensor | None = None,
-        lora_scale: float | None = None, clip_skip: int | None = None,
-    ) -> tuple[Any, Any]:
-        """As [`StableDiffusionPipeline.encode_prompt`], with the model's own "no text".
-
-        Where there is no negative prompt, it is what the model was trained with (`null_text` in the
-        encoder's config); `None` in a pipeline without a `gps_encoder`, which cannot know it.
-        """
-        null_text = None if self.gps_encoder is None else self.gps_encoder.config.null_text
-        given = negative_prompt is not None or negative_prompt_embeds is not None
-        with text_model_of_old(self.text_encoder):
-            prompt_embeds, negative_prompt_embeds = super().encode_prompt(
-                prompt, device, num_images_per_prompt,
-                do_classifier_free_guidance and (given or null_text == "empty"), negative_prompt,
-                prompt_embeds, negative_prompt_embeds, lora_scale, clip_skip,
-            )
-        if do_classifier_free_guidance and not given and null_text == "zeros":
-            negative_prompt_embeds = torch.zeros_like(prompt_embeds)
-        return prompt_embeds, negative_prompt_embeds
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -440,7 +363,7 @@ class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, StableDiffusionPipeline):
 
         # 2. Encode the place and the texts
         rng = np.random.default_rng(spare_seed(generator))
-        place = self.encode_place(gps, bearing_deg, area, streets, num_locations, rng)
+        place = encode_place(self.gps_encoder, gps, bearing_deg, area, streets, num_locations, rng)
         if gps_embeds is not None:
             place = given_place(place, gps_embeds, self.gps_encoder)
         batch_size = batch_size_of(prompt, prompt_embeds, place)

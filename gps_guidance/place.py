@@ -26,6 +26,25 @@ class Place:
     locations: np.ndarray | None = None
 
 
+def encode_place(encoder: Encoder, gps: Any = None, bearing_deg: Any = None, area: Any = None,
+                 streets: Any = None, num_locations: int = 64,
+                 rng: np.random.Generator | None = None) -> Place | None:
+    """The one place that a call gives, of :func:`encode_gps`, :func:`encode_bearing` and
+    :func:`encode_area`; None if there is none, ValueError if there are several."""
+    given = [name for name, value in (("gps", gps), ("bearing_deg", bearing_deg),
+                                      ("area or streets", area if streets is None else streets))
+             if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} were given: give one of them.")
+    if gps is not None:
+        return encode_gps(encoder, gps)
+    if bearing_deg is not None:
+        return encode_bearing(encoder, bearing_deg)
+    if given:
+        return encode_area(encoder, area, streets, num_locations, rng or np.random.default_rng())
+    return None
+
+
 def encode_gps(encoder: Encoder, gps: Any) -> Place:
     """One (lat, lon) pair in degrees, or [G, 2] of them as lists, array or tensor, as tokens.
 
@@ -119,3 +138,33 @@ def spare_seed(generator: torch.Generator | list[torch.Generator] | None) -> int
 def sample_locations(count: int, wanted: int, rng: np.random.Generator) -> list[int]:
     """``wanted`` of ``count`` locations, each as likely as any other; all if there are no more."""
     return sorted(rng.choice(count, min(wanted, count), replace=False).tolist())
+
+
+def batch_size_of(prompt: Any, prompt_embeds: Tensor | None, place: Place | None) -> int:
+    """How many images there are before ``num_images_per_prompt``: prompts and places broadcast."""
+    prompts = 1
+    if prompt_embeds is not None:
+        prompts = len(prompt_embeds)
+    elif isinstance(prompt, list):
+        prompts = len(prompt)
+    places = 1 if place is None else len(place.embeds)
+    if 1 not in (prompts, places) and prompts != places:
+        raise ValueError(f"There are {prompts} prompts and {places} places: give one of either, or "
+                         "as many prompts as places.")
+    return max(prompts, places)
+
+
+def check_numbers(interval: Any, location_batch_size: int, locations_per_step: int | None) -> None:
+    """Refuse an interval or a count that cannot be meant."""
+    try:
+        start, stop = (float(end) for end in interval)
+        ordered = 0 <= start <= stop <= 1
+    except (TypeError, ValueError):
+        ordered = False
+    if not ordered:
+        raise ValueError(f"guidance_interval is {interval!r}; give two parts of the steps in "
+                         "[0, 1], such as (0.1, 0.8).")
+    for name, value in (("location_batch_size", location_batch_size),
+                        ("locations_per_step", locations_per_step)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} is {value!r}; give a whole number of at least 1.")
