@@ -42,7 +42,8 @@ def run_tests(checkout: Path, folder: Path) -> dict[str, str]:
                f"--rootdir={folder}", f"--basetemp={folder / 'tmp'}", f"--junitxml={folder}/xml",
                str(test)]
     done = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False,
-                          env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"})
+                          env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1",
+                                          "TMPDIR": str(folder)})
     if done.returncode not in (0, 1):
         raise SystemExit(f"pytest ended with exit code {done.returncode}")
     found = {}
