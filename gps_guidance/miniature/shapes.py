@@ -8,6 +8,7 @@ surface in front of the camera ([N], infinite where missed) and the outward norm
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,21 +24,23 @@ def plain(*rgb: float) -> Paint:
     return lambda points, normals: points.new_tensor(rgb).expand_as(points)
 
 
-class Shape:
+class Shape(ABC):
     """A solid with a paint; ``clutter`` marks what is not part of the place (passers-by)."""
 
     paint: Paint
     clutter: bool = False
 
+    @abstractmethod
     def hit(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """Distance [N] to the first surface in front, infinite where missed, and normal [N, 3]."""
 
+    @abstractmethod
     def inside(self, points: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Whether points [..., 3] lie in the solid, booleans [...]."""
 
+    @abstractmethod
     def sphere(self) -> tuple[tuple[float, float, float], float]:
         """Centre and radius of a sphere around the solid; rays that miss it are not tested."""
-        raise NotImplementedError
 
 
 @dataclass
