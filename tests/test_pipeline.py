@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TOKEN_DIM, tiny_parts
 from diffusers import DDIMScheduler
-from shapely.geometry import box
+from shapely.geometry import Polygon, box
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
 from gps_guidance.pipeline import StableDiffusionGPSPipeline
@@ -352,12 +352,14 @@ def test_the_docstrings_example_runs():
         ({"gps": (43.0, 47.0, 1.0)}, r"\(lat, lon\) pairs"),
         ({"gps": []}, "pairs"),
         ({"gps": [[HERE, HERE]]}, "one \\(lat, lon\\) pair or a list"),
-        ({"gps": (30.0, 45.0)}, "outside the bounds.*"),
+        ({"gps": (39.0, 45.0)}, "outside the bounds .* 111 km away"),
         ({"bearing_deg": 90}, "GPS model of a city: give gps"),
         ({"gps": HERE, "area": AREA}, "gps and area or streets were given: give one"),
         ({"gps": [HERE, THERE, HERE], "prompt": ["a", "b"]}, "2 prompts and 3 places"),
         ({"area": AREA, "num_locations": 0}, "num_locations must be a whole number"),
         ({"area": box(60, 43, 62, 46)}, "outside the bounds"),
+        ({"area": Polygon()}, "area is empty"),
+        ({"area": [(43, 43), (44, 44), (43, 44), (44, 43)]}, "not a simple polygon: self-inter"),
         ({"gps": HERE, "guidance_interval": (0.8, 0.2)}, "guidance_interval"),
         ({"gps": HERE, "location_batch_size": 0}, "location_batch_size is 0"),
         ({"area": AREA, "locations_per_step": 0}, "locations_per_step is 0"),

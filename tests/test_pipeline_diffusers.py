@@ -69,6 +69,14 @@ def test_with_all_weights_at_text_it_is_stable_diffusion(tiny_gps_model, pipe):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_checkpoints_that_predict_v(pipe):
+    """Stable Diffusion 2: Eq. 4 composes v as it composes noise, the scheduler tells them apart."""
+    noise = image_of(pipe)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config,
+                                               prediction_type="v_prediction")
+    assert np.isfinite(image_of(pipe)).all() and not np.allclose(image_of(pipe), noise)
+
+
 def test_guidance_rescale(pipe):
     assert not np.allclose(image_of(pipe), image_of(pipe, guidance_rescale=0.7))
 
