@@ -6,6 +6,7 @@ import argparse
 import errno
 import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -199,6 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parse(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:
         return int(stop.code or 0)
+    if not sys.stderr.isatty():  # a log file that nobody watches; tqdm reads this when imported
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("gps_guidance").setLevel(logging.INFO)
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +245,10 @@ def test_a_full_disk_while_training(
                            *TINY, "vae_steps=5"], 1, alone=False)
     assert "disk is full" in error and "same command again" in error
     assert list((tmp_path / "m" / "checkpoints").iterdir()) == []
+
+
+def test_a_log_file_gets_few_lines_of_progress(tmp_path):
+    command = [sys.executable, "-m", "gps_guidance.cli", "miniature", "--world", "city",
+               "--count", "300", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 1 <= done.stderr.count("photo/s") <= 4
