@@ -19,7 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, installed or not
 
-from gps_guidance.photos import load_manifest  # noqa: E402
+from gps_guidance.photos.manifest import load_manifest  # noqa: E402
 
 DARK, BRIGHT = 105, 170  # values (of 255) below which bronze lies, and above which it never does
 GREY = 6  # sunlit granite is pink: at least that much more red than blue

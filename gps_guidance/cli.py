@@ -70,7 +70,7 @@ def _add_ingest(parser: argparse.ArgumentParser) -> None:
 
 
 def _ingest(args: argparse.Namespace) -> None:
-    from gps_guidance.photos import ingest
+    from gps_guidance.photos.ingest import ingest
 
     summary = ingest(
         args.sources, args.out, landmark=args.landmark, center=args.center, bounds=args.bbox,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from gps_guidance import geo
-from gps_guidance.photos import load_manifest
+from gps_guidance.photos.manifest import load_manifest
 
 STORE = 1.5  # photos are kept at this multiple of the training size, so that zoomed crops are sharp
 

@@ -19,7 +19,7 @@ from gps_guidance.geo import Bounds
 from gps_guidance.miniature.nets import tiny_tokenizer
 from gps_guidance.miniature.photographer import take_photos
 from gps_guidance.models import DiffusionModel
-from gps_guidance.photos import ingest
+from gps_guidance.photos.ingest import ingest
 
 TOKEN_DIM = 16
 RESOLUTION = 32  # pixels; latents are 8 x 8

@@ -13,9 +13,12 @@ import pytest
 import shapely
 from PIL import Image
 
-from gps_guidance import cli, geo, photos
+from gps_guidance import cli, geo
 from gps_guidance.miniature import city, city_photographer
 from gps_guidance.miniature.city_scene import draw_scene
+from gps_guidance.photos.exif import read_gps
+from gps_guidance.photos.ingest import ingest
+from gps_guidance.photos.manifest import load_manifest
 
 BBOX = ",".join(map(str, city.BOUNDS.as_tuple()))
 
@@ -206,7 +209,7 @@ def test_a_photo_depends_on_seed_and_index_alone(city_photos: Path, tmp_path: Pa
 def test_exif_holds_the_noisy_position_to_a_centimetre(city_photos: Path) -> None:
     for index, row in enumerate(json.loads((city_photos / "truth.json").read_text())["photos"]):
         shot = city_photographer.plan_city_shot(np.random.default_rng((2, index)))
-        reading = photos.read_gps(city_photos / row["file"])
+        reading = read_gps(city_photos / row["file"])
         read, said, true = geo.local_m(
             [(reading.lat, reading.lon), shot.gps, row["position"]], city.CENTER
         )
@@ -240,10 +243,10 @@ def test_landmarks_are_seen_from_nearby_only() -> None:
 
 
 def test_ingest_carries_the_captions(city_photos: Path, tmp_path: Path) -> None:
-    photos.ingest([city_photos], tmp_path / "d", bounds=city.BOUNDS, progress=False)
+    ingest([city_photos], tmp_path / "d", bounds=city.BOUNDS, progress=False)
     truth = {row["file"]: row for row in
              json.loads((city_photos / "truth.json").read_text())["photos"]}
-    rows = photos.load_manifest(tmp_path / "d").rows.to_pylist()
+    rows = load_manifest(tmp_path / "d").rows.to_pylist()
     assert len(rows) == len(truth) == 24
     for row in rows:
         true = truth[row["source"]]

@@ -16,8 +16,9 @@ import torch
 from conftest import quicken
 from PIL import Image
 
-from gps_guidance import cli, photos, train
+from gps_guidance import cli, train
 from gps_guidance.models import load_angle_model
+from gps_guidance.photos.manifest import load_manifest
 from gps_guidance.sampling import sample_angles
 from gps_guidance.scorers import AngleClassifier
 
@@ -59,7 +60,7 @@ def test_miniature_then_ingest(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert lines[0] == f"3 photos in {tmp_path / 'd'}"
     assert lines[1].split() == ["rejected", "1", "not_an_image"]  # truth.json
     bins = [line.split() for line in lines[2:38]]
-    rows = photos.load_manifest(tmp_path / "d").rows.to_pylist()
+    rows = load_manifest(tmp_path / "d").rows.to_pylist()
     counts = np.bincount([row["bin"] for row in rows], minlength=36)
     assert [(float(b[0]), int(b[2])) for b in bins] == [(10.0 * k, n) for k, n in enumerate(counts)]
     assert [len(b) > 3 for b in bins] == [n > 0 for n in counts]  # a bar where there are photos

@@ -20,7 +20,8 @@ from gps_guidance.conditions import (
 from gps_guidance.dataset import Photos, load_photos
 from gps_guidance.encoders import GPSEncoder
 from gps_guidance.models import load_model
-from gps_guidance.photos import ingest, load_manifest
+from gps_guidance.photos.ingest import ingest
+from gps_guidance.photos.manifest import load_manifest
 from gps_guidance.recipe import AngleRecipe, GPSRecipe, TextRecipe
 
 RNG = np.random.default_rng(0)

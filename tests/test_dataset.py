@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gps_guidance import dataset, photos
+from gps_guidance import dataset
 from gps_guidance.models import load_model
+from gps_guidance.photos.ingest import ingest
+from gps_guidance.photos.manifest import load_manifest
 
 CENTER = (43.722952, 10.396597)
 
@@ -142,7 +144,7 @@ def test_load_photos_keeps_the_middle_in_the_aspect_of_the_crops(tmp_path: Path)
 
 def test_load_photos_reads_what_ingest_wrote(miniature_dataset: Path) -> None:
     found = dataset.load_photos(miniature_dataset, (32, 24))
-    rows = photos.load_manifest(miniature_dataset).rows.to_pylist()
+    rows = load_manifest(miniature_dataset).rows.to_pylist()
     assert found.ids == [row["id"] for row in rows]
     assert found.bearings.tolist() == [row["bearing_deg"] for row in rows]
     assert found.images.shape == (12, 3, 48, 36) and found.images.dtype == torch.uint8
@@ -158,7 +160,7 @@ def test_load_photos_reads_what_ingest_wrote(miniature_dataset: Path) -> None:
 def test_load_photos_without_a_landmark_or_without_a_photo(
     miniature_photos: Path, miniature_dataset: Path, tmp_path: Path
 ) -> None:
-    photos.ingest([miniature_photos], tmp_path / "city", progress=False)
+    ingest([miniature_photos], tmp_path / "city", progress=False)
     with pytest.raises(ValueError, match="without a landmark.*--landmark"):
         dataset.load_photos(tmp_path / "city", (32, 32))
     with pytest.raises(ValueError, match="no photo in split 'val'"):
@@ -168,8 +170,8 @@ def test_load_photos_without_a_landmark_or_without_a_photo(
 
 
 def test_a_split_of_its_own(miniature_photos: Path, tmp_path: Path) -> None:
-    photos.ingest([miniature_photos], tmp_path, landmark="pisa", val_fraction=0.4, progress=False)
-    rows = photos.load_manifest(tmp_path).rows.to_pylist()
+    ingest([miniature_photos], tmp_path, landmark="pisa", val_fraction=0.4, progress=False)
+    rows = load_manifest(tmp_path).rows.to_pylist()
     for split in ("train", "val"):
         wanted = [row["id"] for row in rows if row["split"] == split]
         assert dataset.load_photos(tmp_path, (32, 32), split).ids == wanted != []

@@ -19,7 +19,7 @@ from gps_guidance.lift import engine, system
 from gps_guidance.lift.config import ExperimentConfig, load_config
 from gps_guidance.lift.plan import find_resume, make_plan
 from gps_guidance.miniature.photographer import take_photos
-from gps_guidance.photos import ingest
+from gps_guidance.photos.ingest import ingest
 
 ROOT = Path(__file__).parents[1]
 

@@ -91,7 +91,7 @@ def test_only_the_extension_imports_threestudio():
         ("gps_guidance", "torch numpy pyproj diffusers transformers lightning PIL"),
         ("gps_guidance.geo", "torch diffusers transformers lightning"),
         ("gps_guidance.areas", "torch diffusers transformers lightning matplotlib"),
-        ("gps_guidance.photos", "torch diffusers transformers lightning"),
+        ("gps_guidance.photos.ingest", "torch diffusers transformers lightning"),
         ("gps_guidance.lift.config", "torch diffusers transformers lightning"),
     ],
 )

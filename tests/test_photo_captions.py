@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from test_photos import CENTER, NORTH_OF_PISA, gps_exif, ingest, pixels, take
 
-from gps_guidance import photos
+from gps_guidance.photos.exif import caption_of
+from gps_guidance.photos.manifest import load_manifest
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_the_caption_is_a_persons(description: str | bytes | None, caption: str 
     exif = Image.Exif()
     if description is not None:
         exif[0x010E] = description
-    assert photos.caption_of(exif) == caption
+    assert caption_of(exif) == caption
 
 
 def test_captions_reach_the_manifest(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_captions_reach_the_manifest(tmp_path: Path) -> None:
         pixels(seed=len(kind) + ord(kind[0])).save(tmp_path / "in" / f"a.{kind}", exif=exif)
     take(tmp_path / "in" / "none.jpg", *CENTER, seed=99)
     ingest(tmp_path / "in", tmp_path / "out")
-    rows = photos.load_manifest(tmp_path / "out").rows.to_pylist()
+    rows = load_manifest(tmp_path / "out").rows.to_pylist()
     assert {row["source"]: row["caption"] for row in rows} == {
         **{f"a.{kind}": f"A dog in a {kind}" for kind in ("jpg", "png", "webp")},
         "none.jpg": None,

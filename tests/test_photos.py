@@ -17,7 +17,13 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from gps_guidance import geo, photos
+from gps_guidance import geo
+from gps_guidance.photos import ingest as module
+from gps_guidance.photos.exif import gps_of, read_gps
+from gps_guidance.photos.images import difference_hash
+from gps_guidance.photos.ingest import IngestSummary
+from gps_guidance.photos.ingest import ingest as ingest_photos
+from gps_guidance.photos.manifest import Rejected, load_manifest
 
 CENTER = (43.722952, 10.396597)
 Dms = tuple[Any, Any, Any]
@@ -55,8 +61,8 @@ def take_around(folder: Path, bearings: list[float], distance_m: float = 80.0) -
         take(folder / f"{index:02d}.jpg", float(at[0]), float(at[1]), seed=index)
 
 
-def ingest(sources: Path, out: Path, **options: Any) -> photos.IngestSummary:
-    return photos.ingest([sources], out, progress=False, **options)
+def ingest(sources: Path, out: Path, **options: Any) -> IngestSummary:
+    return ingest_photos([sources], out, progress=False, **options)
 
 
 def rejections(out: Path) -> dict[str, str]:
@@ -84,7 +90,7 @@ def test_the_hemisphere_gives_the_sign(
 ) -> None:
     exif = gps_exif(lat_ref, (43, 30, 0), lon_ref, (10, 15, 0))
     pixels().save(tmp_path / "a.jpg", exif=exif)
-    reading = photos.read_gps(tmp_path / "a.jpg")
+    reading = read_gps(tmp_path / "a.jpg")
     assert (reading.lat, reading.lon) == (lat, lon)
 
 
@@ -96,7 +102,7 @@ def test_degrees_minutes_seconds_are_rationals(tmp_path: Path) -> None:
         taken_at="2024:05:06 07:08:09",
     )
     pixels().save(tmp_path / "a.jpg", exif=exif)
-    reading = photos.read_gps(tmp_path / "a.jpg")
+    reading = read_gps(tmp_path / "a.jpg")
     assert reading.lat == pytest.approx(43.722952, abs=1e-9)
     assert reading.lon == pytest.approx(10 + 23.7958 / 60, abs=1e-9)
     assert reading.taken_at == "2024-05-06T07:08:09"
@@ -124,27 +130,27 @@ def test_a_bad_position_is_rejected_with_its_reason(
 ) -> None:
     pixels().save(tmp_path / "a.jpg", exif=exif)
     with pytest.raises(ValueError, match=rf"a\.jpg: {reason}: "):
-        photos.read_gps(tmp_path / "a.jpg")
+        read_gps(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "north", None])
 def test_a_position_that_is_no_number_is_rejected(value: Any) -> None:
     exif = gps_exif("N", (43, 0, 0), "E", (10, 0, 0))
     exif.get_ifd(0x8825)[2] = (value, 0, 0)
-    with pytest.raises(photos.Rejected, match="bad_gps"):
-        photos.gps_of(exif)
+    with pytest.raises(Rejected, match="bad_gps"):
+        gps_of(exif)
 
 
 def test_only_a_true_heading_is_kept() -> None:
     exif = gps_exif(*NORTH_OF_PISA)
     ifd = exif.get_ifd(0x8825)
-    assert photos.gps_of(exif).heading_deg is None
+    assert gps_of(exif).heading_deg is None
     ifd.update({16: "T", 17: IFDRational(3705, 10), 31: IFDRational(45, 10)})
-    reading = photos.gps_of(exif)
+    reading = gps_of(exif)
     assert reading.heading_deg == pytest.approx(10.5)
     assert reading.horizontal_error_m == pytest.approx(4.5)
     ifd[16] = "M"
-    assert photos.gps_of(exif).heading_deg is None
+    assert gps_of(exif).heading_deg is None
 
 
 # --- what is written -------------------------------------------------------------------------
@@ -159,7 +165,7 @@ def test_photos_are_turned_upright(tmp_path: Path, orientation: int, red_corner:
     (tmp_path / "in").mkdir()
     photo.save(tmp_path / "in" / "a.png", exif=gps_exif(*NORTH_OF_PISA, orientation=orientation))
     ingest(tmp_path / "in", tmp_path / "out")
-    [row] = photos.load_manifest(tmp_path / "out").rows.to_pylist()
+    [row] = load_manifest(tmp_path / "out").rows.to_pylist()
     with Image.open(tmp_path / "out" / row["file"]) as written:
         image = written.convert("RGB")
     assert (row["width"], row["height"]) == image.size
@@ -190,7 +196,7 @@ def test_a_large_photo_is_shrunk_to_image_size(tmp_path: Path) -> None:
     pixels(300, 200).save(tmp_path / "in" / "a.jpg", exif=gps_exif(*NORTH_OF_PISA))
     for size in (150, 90):  # and a second run with another size does not keep the first's image
         ingest(tmp_path / "in", tmp_path / "out", image_size=size)
-        [row] = photos.load_manifest(tmp_path / "out").rows.to_pylist()
+        [row] = load_manifest(tmp_path / "out").rows.to_pylist()
         assert (row["width"], row["height"]) == (size, size * 2 // 3)
         with Image.open(tmp_path / "out" / row["file"]) as image:
             assert image.size == (size, size * 2 // 3)
@@ -199,7 +205,7 @@ def test_a_large_photo_is_shrunk_to_image_size(tmp_path: Path) -> None:
 def test_the_columns_about_the_place_are_those_of_geo(tmp_path: Path) -> None:
     take_around(tmp_path / "in", [0.0, 94.0, 96.0, 181.0, 272.5, 356.0])
     summary = ingest(tmp_path / "in", tmp_path / "out", landmark="Tower", center=CENTER)
-    manifest = photos.load_manifest(tmp_path / "out")
+    manifest = load_manifest(tmp_path / "out")
     assert (manifest.landmark, manifest.center) == ("Tower", CENTER)
     rows = manifest.rows.to_pylist()
     for row in rows:
@@ -244,7 +250,7 @@ def test_distance_limits(tmp_path: Path) -> None:
         take_around(tmp_path / "in" / f"{distance:.0f}", [120.0], distance)
     ingest(tmp_path / "in", tmp_path / "out", landmark="pisa", min_distance_m=50,
            max_distance_m=500)
-    [row] = photos.load_manifest(tmp_path / "out").rows.to_pylist()
+    [row] = load_manifest(tmp_path / "out").rows.to_pylist()
     assert row["distance_m"] == pytest.approx(100, abs=0.01)
     table = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
     assert [r["reason"] for r in table] == ["too_near", "too_far"]
@@ -257,7 +263,7 @@ def test_bounds_keep_what_is_inside_and_its_edge(tmp_path: Path) -> None:
                            ("swapped", 10.5, 43.5)):
         take(tmp_path / "in" / f"{name}.jpg", lat, lon, seed=len(name))
     ingest(tmp_path / "in", tmp_path / "out", bounds=geo.Bounds(43, 10, 44, 11))
-    manifest = photos.load_manifest(tmp_path / "out")
+    manifest = load_manifest(tmp_path / "out")
     assert sorted(row["source"] for row in manifest.rows.to_pylist()) == ["edge.jpg", "in.jpg"]
     assert manifest.center is None
     assert manifest.rows["bearing_deg"].null_count == 2
@@ -269,7 +275,7 @@ def test_bounds_keep_what_is_inside_and_its_edge(tmp_path: Path) -> None:
 def test_the_split_depends_on_the_photo_alone(tmp_path: Path) -> None:
     take_around(tmp_path / "in", [9.0 * k for k in range(40)])
     ingest(tmp_path / "in", tmp_path / "out", landmark="pisa", val_fraction=0.25)
-    rows = photos.load_manifest(tmp_path / "out").rows.to_pylist()
+    rows = load_manifest(tmp_path / "out").rows.to_pylist()
     for row in rows:
         val = int(row["sha256"][-8:], 16) / 2**32 < 0.25
         assert row["split"] == ("val" if val else "train")
@@ -277,18 +283,18 @@ def test_the_split_depends_on_the_photo_alone(tmp_path: Path) -> None:
     take_around(tmp_path / "more", [9.0 * k for k in range(20)])
     ingest(tmp_path / "more", tmp_path / "half", landmark="pisa", val_fraction=0.25)
     before = {row["id"]: row["split"] for row in rows}
-    for row in photos.load_manifest(tmp_path / "half").rows.to_pylist():
+    for row in load_manifest(tmp_path / "half").rows.to_pylist():
         assert before[row["id"]] == row["split"]
 
 
 def test_the_perceptual_hash_survives_recompression() -> None:
     ramp = Image.fromarray(np.tile(np.arange(0, 252, 4, dtype=np.uint8), (63, 1)))
-    assert photos.difference_hash(ramp) == "f" * 16
-    assert photos.difference_hash(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) == "0" * 16
+    assert difference_hash(ramp) == "f" * 16
+    assert difference_hash(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) == "0" * 16
     buffer = io.BytesIO()
     ramp.save(buffer, "JPEG", quality=60)
     with Image.open(buffer) as again:
-        assert photos.difference_hash(again) == "f" * 16
+        assert difference_hash(again) == "f" * 16
 
 
 # --- what is rejected ------------------------------------------------------------------------
@@ -329,7 +335,7 @@ def test_no_bad_file_ends_a_run_and_each_is_counted(tmp_path: Path) -> None:
     assert sum(summary.rejected.values()) == len(reasons)
     about = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert about["rejected"] == dict(summary.rejected)
-    [row] = photos.load_manifest(tmp_path / "out").rows.to_pylist()
+    [row] = load_manifest(tmp_path / "out").rows.to_pylist()
     assert row["source"] == "a-good.jpg"
     data = (tmp_path / "in" / "a-good.jpg").read_bytes()
     assert row["sha256"] == hashlib.sha256(data).hexdigest()
@@ -402,7 +408,7 @@ def test_an_output_folder_within_the_source_is_not_a_source(tmp_path: Path) -> N
 def test_an_interrupted_ingest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take_around(tmp_path / "in", [30.0 * k for k in range(6)])
     ingest(tmp_path / "in", tmp_path / "whole", landmark="pisa")
-    encode, calls = photos._write, []
+    encode, calls = module.write_whole, []
 
     def stop_at_the_fourth(path: Path, data: bytes) -> None:
         calls.append(path.name)
@@ -410,7 +416,7 @@ def test_an_interrupted_ingest_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         encode(path, data)
 
-    monkeypatch.setattr(photos, "_write", stop_at_the_fourth)
+    monkeypatch.setattr(module, "write_whole", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         ingest(tmp_path / "in", tmp_path / "out", landmark="pisa")
     assert len(list((tmp_path / "out" / "images").iterdir())) == 3
@@ -456,13 +462,13 @@ def test_another_error_of_the_disk_is_not_called_full(
 
 def test_a_manifest_of_another_version_or_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a dataset folder.*gps-guidance ingest"):
-        photos.load_manifest(tmp_path)
+        load_manifest(tmp_path)
     take_around(tmp_path / "in", [0.0])
     ingest(tmp_path / "in", tmp_path / "out", landmark="pisa")
     path = tmp_path / "out" / "dataset.json"
     path.write_text(path.read_text().replace('"version": "1"', '"version": "9"'))
     with pytest.raises(ValueError, match="version 9.*reads 1"):
-        photos.load_manifest(tmp_path / "out")
+        load_manifest(tmp_path / "out")
 
 
 def test_photos_do_not_need_torch() -> None:

@@ -14,7 +14,7 @@ from gps_guidance.lift import engine
 from gps_guidance.lift.config import find_config
 from gps_guidance.miniature import tower
 from gps_guidance.miniature.photographer import take_photos
-from gps_guidance.photos import ingest
+from gps_guidance.photos.ingest import ingest
 
 ROOT = small_runs.ROOT
 README = ROOT / "README.md"

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from gps_guidance import geo
-from gps_guidance.photos import ingest, load_manifest
+from gps_guidance.photos.ingest import ingest
+from gps_guidance.photos.manifest import load_manifest
 
 
 def test_all_photos_of_the_sakharov_monument_enter(real_photos: Path, tmp_path: Path) -> None:

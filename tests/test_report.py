@@ -14,7 +14,8 @@ from PIL import Image
 from gps_guidance.lift import export
 from gps_guidance.miniature import tower
 from gps_guidance.miniature.photographer import take_photos
-from gps_guidance.photos import ingest, load_manifest
+from gps_guidance.photos.ingest import ingest
+from gps_guidance.photos.manifest import load_manifest
 
 REQUIRED = {"mask_iou", "occupancy_iou", "psnr_db", "bearing_within_one_bin", "seconds",
             "peak_memory_bytes", "model", "engine", "device"}

@@ -248,7 +248,7 @@ def restored(plan: Plan) -> Any:
 
 def check_photos(args: argparse.Namespace) -> None:
     """ValueError before a long run, not after it, if ``--photos`` is no dataset of a landmark."""
-    from gps_guidance.photos import load_manifest
+    from gps_guidance.photos.manifest import load_manifest
 
     if args.photos is None:
         return

@@ -1,0 +1,1 @@
+"""Geotagged photos in, a clean dataset folder out. No torch."""

@@ -1,0 +1,142 @@
+"""What a photo's own metadata says: position, heading, time, caption. No torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image
+
+from gps_guidance import geo
+from gps_guidance.photos.images import open_image
+from gps_guidance.photos.manifest import Rejected
+
+# What cameras and phones write into ImageDescription by themselves: it says nothing of the photo.
+CAMERA_CAPTIONS = re.compile(
+    r"((olympus|(konica )?minolta|kodak|pentax) )?digital( still)? camera|sony dsc"
+    r"|samsung( csc)?|<?(digimax|kenox|samsung) .*|exif[_ ]jpeg[_ ]picture|dcim.*"
+    r"|(dscn?|dscf|imgp?|pict|gopr|pxl)[_-]?\d[\d_]*(\.jpe?g)?"  # the file's name
+    r"|(cof|dav|edf|hdr|mde|oznor|rhdr|sdr)|default|screenshot|untitled",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class GPSReading:
+    """What a photo says about where it was taken; angles in degrees, None where it is silent."""
+
+    lat: float
+    lon: float
+    horizontal_error_m: float | None = None
+    heading_deg: float | None = None
+    taken_at: str | None = None
+
+
+def _ratio(value: Any) -> float:
+    """A rational of EXIF as a float; Rejected for 0/0, NaN and non-numbers."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise Rejected("bad_gps", f"{value!r} is not a number") from error
+    if not math.isfinite(number):
+        raise Rejected("bad_gps", f"{value!r} is not finite")
+    return number
+
+
+def _text(value: Any) -> str:
+    raw = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value or "")
+    return raw.strip("\x00 ").upper()
+
+
+def _degrees(value: Any, ref: Any, positive: str, negative: str) -> float:
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    if not 1 <= len(parts) <= 3:
+        raise Rejected("bad_gps", f"{value!r} is not degrees, minutes, seconds")
+    degrees = sum(_ratio(part) / 60**k for k, part in enumerate(parts))
+    sign = _text(ref)[:1]
+    if sign not in (positive, negative):
+        raise Rejected("bad_gps", f"the hemisphere is {ref!r}, not {positive} or {negative}")
+    return -degrees if sign == negative else degrees
+
+
+def gps_of(exif: Image.Exif) -> GPSReading:
+    """The position in EXIF; Rejected with ``no_gps``, ``bad_gps``, ``null_island`` or
+    ``out_of_range``."""
+    ifd = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    tag = ExifTags.GPS
+    if tag.GPSLatitude not in ifd or tag.GPSLongitude not in ifd:
+        raise Rejected("no_gps", "no GPS position in the metadata")
+    lat = _degrees(ifd[tag.GPSLatitude], ifd.get(tag.GPSLatitudeRef), "N", "S")
+    lon = _degrees(ifd[tag.GPSLongitude], ifd.get(tag.GPSLongitudeRef), "E", "W")
+    if lat == 0 and lon == 0:
+        raise Rejected("null_island", "the position is (0, 0)")
+    try:
+        geo.check_lat_lon((lat, lon))
+    except ValueError as error:
+        raise Rejected("out_of_range", str(error)) from error
+    return GPSReading(
+        lat, lon, _optional(ifd.get(tag.GPSHPositioningError)), _heading(ifd), _taken_at(exif)
+    )
+
+
+def _optional(value: Any) -> float | None:
+    try:
+        return None if value is None else _ratio(value)
+    except Rejected:
+        return None
+
+
+def _heading(ifd: dict[int, Any]) -> float | None:
+    """Direction of view from true north; a magnetic one is not used."""
+    if _text(ifd.get(ExifTags.GPS.GPSImgDirectionRef, "T"))[:1] != "T":
+        return None
+    value = _optional(ifd.get(ExifTags.GPS.GPSImgDirection))
+    return None if value is None else value % 360.0
+
+
+def _taken_at(exif: Image.Exif) -> str | None:
+    raw = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
+    raw = _text(raw or exif.get(ExifTags.Base.DateTime))
+    try:
+        return datetime.strptime(raw[:19], "%Y:%m:%d %H:%M:%S").isoformat()
+    except ValueError:
+        return None
+
+
+def caption_of(exif: Image.Exif) -> str | None:
+    """What EXIF's ImageDescription says, in one line; None if nothing, or a camera's own default
+    (:data:`CAMERA_CAPTIONS`)."""
+    try:
+        raw = exif.get(ExifTags.Base.ImageDescription)
+    except Exception:  # Pillow raises anything on damaged EXIF; a caption is not worth a photo
+        return None
+    text = raw.decode("latin-1") if isinstance(raw, bytes) else str(raw or "")
+    try:
+        text = text.encode("latin-1").decode("utf-8")  # ASCII by the book, UTF-8 in practice
+    except UnicodeError:
+        pass
+    printable = "".join(c if c.isprintable() else " " for c in text.split("\x00")[0])
+    caption = " ".join(printable.split())
+    return None if not caption or CAMERA_CAPTIONS.fullmatch(caption) else caption
+
+
+def read_gps(path: str | Path) -> GPSReading:
+    """The position of one photo file; ValueError says what is missing or wrong."""
+    try:
+        with open_image(Path(path).read_bytes()) as photo:
+            return position_of(photo)
+    except Rejected as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def position_of(photo: Image.Image) -> GPSReading:
+    try:
+        return gps_of(photo.getexif())
+    except Rejected:
+        raise
+    except Exception as error:  # Pillow raises anything on damaged EXIF
+        raise Rejected("bad_gps", f"{type(error).__name__}: {error}") from error
