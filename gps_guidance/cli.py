@@ -68,8 +68,8 @@ def _add_harvest(parser: argparse.ArgumentParser) -> None:
                         "commons: Wikimedia Commons, needs --contact")
     parser.add_argument("--bbox", type=_box, required=True, metavar="S,W,N,E",
                         help="where the photos were taken")
-    parser.add_argument("--from", type=_day, dest="first", metavar="DAY", help="taken from this day")
-    parser.add_argument("--to", type=_day, dest="last", metavar="DAY", help="until and with it")
+    parser.add_argument("--from", type=_day, dest="first", metavar="DAY", help="first day of taking")
+    parser.add_argument("--to", type=_day, dest="last", metavar="DAY", help="last day of taking")
     parser.add_argument("--licences", nargs="+", metavar="NAME",
                         help="such as \"CC BY-NC\", or any; default: those that let everybody use "
                         "and change a photo")

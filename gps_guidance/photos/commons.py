@@ -123,6 +123,8 @@ def _answer(body: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(body)
         error = answer.get("error")
+        if error is None and not answer.keys() & {"query", "batchcomplete", "continue"}:
+            raise ValueError
     except (ValueError, AttributeError):
         raise web.Later("an answer that is not MediaWiki's JSON") from None
     if error is None:
