@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from gps_guidance.photos.manifest import (
     write_table,
     write_whole,
 )
+from gps_guidance.photos.sources import find_files
 
 
 @dataclass
@@ -128,20 +129,6 @@ def _ingest_one(path: Path, out: Path, filters: Filters, seen: set[str]) -> dict
         "width": image.width, "height": image.height, "source": path.name,
         "split": "val" if is_val else "train", **columns,
     }
-
-
-def find_files(sources: Sequence[str | Path]) -> Iterator[Path]:
-    """Files under the sources (folders or files) in a fixed order, hidden ones left out."""
-    for source in map(Path, sources):
-        if source.is_file():
-            yield source
-        elif source.is_dir():
-            for path in sorted(source.rglob("*")):
-                hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
-                if path.is_file() and not hidden:
-                    yield path
-        else:
-            raise ValueError(f"There is no file or folder {source}. Give a folder of photos.")
 
 
 def resolve_center(landmark: str | None, center: geo.LatLon | None) -> tuple[str | None, Any]:
