@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from gps_guidance.photos.duplicates import near_duplicates, near_hashes
+from gps_guidance.photos.duplicates import near_duplicates, near_hashes, tile_colours
 from gps_guidance.photos.images import difference_hash
 
 
@@ -23,13 +23,15 @@ def picture(seed: int, car: str = "red") -> Image.Image:
     return photo
 
 
-def stored(folder: Path, photos: list[Image.Image], quality: int = 95
-           ) -> tuple[list[str | None], list[str | None], np.ndarray]:
-    for k, photo in enumerate(photos):
-        photo.save(folder / f"{k}.jpg", quality=quality)
-    return ([difference_hash(photo) for photo in photos],
-            [f"{k}.jpg" for k in range(len(photos))],
+def described(photos: list[Image.Image]) -> tuple[list[str], list[str], np.ndarray]:
+    return ([difference_hash(photo) for photo in photos], [tile_colours(p) for p in photos],
             np.array([photo.width * photo.height for photo in photos]))
+
+
+def saved(photo: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer)
 
 
 @pytest.mark.parametrize("max_bits", [0, 1, 3])
@@ -47,29 +49,25 @@ def test_all_pairs_within_the_distance_are_found(max_bits: int) -> None:
     assert len(found) == len(set(found)) and set(found) == brute and brute
 
 
-def test_copies_go_and_the_largest_stays(tmp_path: Path) -> None:
+def test_copies_go_and_the_largest_stays() -> None:
     photo = picture(0)
-    small = photo.resize((160, 120), Image.Resampling.LANCZOS)
-    hashes, files, sizes = stored(
-        tmp_path, [small, picture(1), photo, photo.copy(), picture(2)], 80)
-    gone = near_duplicates(hashes, files, sizes, tmp_path)
+    small = saved(photo.resize((160, 120), Image.Resampling.LANCZOS), 60)
+    gone = near_duplicates(*described([small, picture(1), photo, saved(photo, 80), picture(2)]))
     assert gone.tolist() == [True, False, False, True, False]
 
 
-def test_another_colour_in_one_place_is_another_picture(tmp_path: Path) -> None:
-    photos = [picture(0, "red"), picture(0, "darkgreen")]
-    hashes, files, sizes = stored(tmp_path, photos)
-    distance = bin(int(str(hashes[0]), 16) ^ int(str(hashes[1]), 16)).count("1")
+def test_another_colour_in_one_place_is_another_picture() -> None:
+    hashes, tiles, sizes = described([picture(0, "red"), picture(0, "darkgreen")])
+    distance = bin(int(hashes[0], 16) ^ int(hashes[1], 16)).count("1")
     assert distance <= 3, "the hashes would not even be compared"
-    assert not near_duplicates(hashes, files, sizes, tmp_path).any()
+    assert not near_duplicates(hashes, tiles, sizes).any()
 
 
-def test_rows_without_an_image_stay(tmp_path: Path) -> None:
-    hashes, files, sizes = stored(tmp_path, [picture(0), picture(0)])
-    gone = near_duplicates(
-        [None, *hashes, None], [None, *files, None], np.r_[0, sizes, 0], tmp_path)
+def test_rows_without_an_image_stay() -> None:
+    hashes, tiles, sizes = described([picture(0), picture(0)])
+    gone = near_duplicates([None, *hashes, None], [None, *tiles, None], np.r_[0, sizes, 0])
     assert gone.tolist() == [False, False, True, False]
 
 
-def test_no_photo_is_no_pair(tmp_path: Path) -> None:
-    assert near_duplicates([], [], np.array([]), tmp_path).tolist() == []
+def test_no_photo_is_no_pair() -> None:
+    assert near_duplicates([], [], np.array([])).tolist() == []

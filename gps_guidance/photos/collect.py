@@ -13,6 +13,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from gps_guidance import geo
 from gps_guidance.photos import cleaning
 from gps_guidance.photos.cleaning import Wanted
+from gps_guidance.photos.duplicates import tile_colours_of
 from gps_guidance.photos.journal import Journal
 from gps_guidance.photos.manifest import (
     OWN_IMAGE,
@@ -38,7 +40,8 @@ from gps_guidance.photos.reading import Record, Result, read_photos, stored_size
 from gps_guidance.photos.sources import read_records
 from gps_guidance.photos.web import download_all
 
-ORDERED = SCHEMA.append(pa.field("order", pa.int64()))
+# Beside the manifest's columns: the place in the order of the sources, and what tells pictures apart.
+COLLECTED = SCHEMA.append(pa.field("order", pa.int64())).append(pa.field("tiles", pa.string()))
 MAX_DOWNLOAD = 64 << 20  # bytes
 DOWNLOADS_AHEAD = 256  # records
 
@@ -75,9 +78,11 @@ def _is_ours(path: Path, out: Path) -> bool:
 class Collector:
     """From records to rows and rejections, each with its place in the order of the sources."""
 
-    def __init__(self, out: Path, wanted: Wanted, records_only: bool) -> None:
-        self.out, self.wanted, self.records_only = out, wanted, records_only
-        self.kept, self.rejected = TableBuilder(ORDERED), TableBuilder(REJECTED)
+    def __init__(self, out: Path, wanted: Wanted, records_only: bool,
+                 lost: AbstractSet[str] = frozenset()) -> None:
+        """``lost`` are ids of photos whose image has to be made again."""
+        self.out, self.wanted, self.records_only, self.lost = out, wanted, records_only, lost
+        self.kept, self.rejected = TableBuilder(COLLECTED), TableBuilder(REJECTED)
         self.count = 0
 
     def reject(self, source: str, reason: str, detail: str) -> None:
@@ -147,7 +152,7 @@ class Collector:
                         pictures += 1
                         record["key"] = _key(record)
                         result = journal.get(record["key"])
-                        if result is not None and self._is_whole(result):
+                        if result and result.get("row", {}).get("id") not in self.lost:
                             self.take(record, result)
                             bar.update()
                         else:
@@ -161,14 +166,11 @@ class Collector:
         shutil.rmtree(self.out / "downloads", ignore_errors=True)
 
     def _finish(self, record: Record, result: Result, journal: Journal) -> None:
-        journal.add(record["key"], result)
+        if journal.get(record["key"]) != result:
+            journal.add(record["key"], result)
         self.take(record, result)
         if record["url"] is not None and Path(record["path"]).parent == self.out / "downloads":
             Path(record["path"]).unlink(missing_ok=True)
-
-    def _is_whole(self, result: Result) -> bool:
-        row = result.get("row")
-        return row is None or stored_size(self.out / row["file"]) == (row["width"], row["height"])
 
     def _with_files(self, records: Iterator[Record], journal: Journal) -> Iterator[Record]:
         """The records with a file each: those that have only an address are downloaded."""
@@ -180,7 +182,7 @@ class Collector:
             for found in download_all(targets, max_bytes=MAX_DOWNLOAD):
                 record = remote[found.url]
                 if found.error is None:
-                    yield record | {"path": str(found.path)}
+                    yield record | {"path": str(found.target)}
                 else:  # not in the journal: another run tries again
                     self.take(record, {"rejected": ["not_downloaded", found.error]})
 
@@ -215,6 +217,7 @@ def merge(folder: Path, out: Path, collector: Collector) -> None:
         if stored_size(out / name) is None:
             write_whole(out / name, (folder / name).read_bytes())
     columns = {name: rows[name] for name in rows.schema.names}
+    columns["tiles"] = [name and tile_colours_of(folder / name) for name in rows["file"].to_pylist()]
     columns |= cleaning.landmark_columns(points, wanted)
     collector.kept.extend(columns | {"order": collector.count + np.arange(len(rows))}, len(rows))
     collector.count += len(found.rows)

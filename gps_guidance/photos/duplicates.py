@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from PIL import Image
 # Copies of 61 real photos, shrunk to a quarter and saved at quality 50 to 85, differ from them in
 # at most 3 bits of 64 and 13 levels of 255; two photos of one statue in at least 6 and 86.
 MAX_BITS = 3
-MAX_LEVELS = 25.0  # by which the mean colour of any tile may differ
-TILES = 16
+MAX_LEVELS = 25  # by which the mean colour of any tile may differ
+TILES = 8
 POPCOUNT = np.array([bin(k).count("1") for k in range(256)], dtype=np.uint8)
 AT_ONCE = 1 << 21  # comparisons
 
@@ -49,34 +48,33 @@ def _compare(hashes: np.ndarray, members: np.ndarray, max_bits: int) -> Iterator
         yield np.stack([block[i[ahead]], members[j[ahead]]], axis=1)
 
 
-def near_duplicates(hashes: list[str | None], files: list[str | None], sizes: np.ndarray,
-                    root: Path) -> np.ndarray:
+def tile_colours(photo: Image.Image) -> str:
+    """The mean colours of 8 x 8 tiles of an image, in hexadecimal: 64 bits do not tell a red car
+    from a blue one, these 192 bytes do."""
+    small = photo.convert("RGB").resize((TILES, TILES), Image.Resampling.BOX)
+    return np.asarray(small).tobytes().hex()
+
+
+def tile_colours_of(path: Path) -> str:
+    """:func:`tile_colours` of a stored image."""
+    with Image.open(path) as photo:
+        return tile_colours(photo)
+
+
+def near_duplicates(hashes: Sequence[str | None], tiles: Sequence[str | None], sizes: np.ndarray
+                    ) -> np.ndarray:
     """True [N] for photos that are another, larger or earlier, photo's picture again.
 
-    ``hashes`` are difference hashes in hexadecimal, ``files`` the images under ``root``, ``sizes``
-    [N] their numbers of pixels. Pictures with near hashes are compared in colour before one goes:
-    64 bits do not tell a red car from a blue one.
+    ``hashes`` are difference hashes and ``tiles`` tile colours, both in hexadecimal and null
+    without an image; ``sizes`` [N] are numbers of pixels.
     """
     known = [k for k, value in enumerate(hashes) if value is not None]
     rank = sorted(known, key=lambda k: (-sizes[k], k))
     codes = np.array([int(str(hashes[k]), 16) for k in rank], dtype=np.uint64)
-    tiles = _tiles_of([str(files[k]) for k in rank], root)
+    colours = [np.frombuffer(bytes.fromhex(str(tiles[k])), np.uint8).astype(int) for k in rank]
     gone = np.zeros(len(hashes), dtype=bool)
     pairs = near_hashes(codes)
     for i, j in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
         if not gone[rank[i]] and not gone[rank[j]]:
-            gone[rank[j]] = np.abs(tiles(i) - tiles(j)).max() <= MAX_LEVELS
+            gone[rank[j]] = np.abs(colours[i] - colours[j]).max() <= MAX_LEVELS
     return gone
-
-
-def _tiles_of(files: list[str], root: Path) -> Callable[[int], np.ndarray]:
-    """A function that gives the mean colours [TILES, TILES, 3] of the k-th image."""
-
-    @lru_cache(maxsize=20_000)
-    def tiles(index: int) -> np.ndarray:
-        with Image.open(root / files[index]) as photo:
-            photo.draft("RGB", (4 * TILES, 4 * TILES))
-            small = photo.convert("RGB").resize((TILES, TILES), Image.Resampling.BOX)
-        return np.asarray(small, dtype=np.float32)
-
-    return tiles

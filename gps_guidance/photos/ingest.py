@@ -36,6 +36,7 @@ from gps_guidance.photos.manifest import (
     write_whole,
 )
 from gps_guidance.photos.privacy import owned_by, taken_down
+from gps_guidance.photos.reading import stored_size
 from gps_guidance.photos.shards import write_shards
 
 
@@ -138,15 +139,23 @@ def ingest(
     rule, out = Rules(**rules), Path(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     _sweep(out)
-    found = Collector(out, wanted, records_only)
     folders = [Path(s) for s in sources if is_dataset(s) and Path(s).resolve() != out.resolve()]
-    for folder in folders:
-        merge(folder, out, found)
     loose = [source for source in sources if Path(source) not in folders]
-    if loose:
-        found.read(records_of(loose, out, wanted, part, found.rejected), processes, progress)
-    rows = found.kept.table().sort_by("order").drop_columns("order").cast(SCHEMA)
-    chosen = _select(rows, out, rule, wanted)
+
+    def collect(lost: frozenset[str]) -> tuple[Collector, _Selection]:
+        found = Collector(out, wanted, records_only, lost)
+        for folder in folders:
+            merge(folder, out, found)
+        if loose:
+            found.read(records_of(loose, out, wanted, part, found.rejected), processes, progress)
+        # By source first: the order is the same however the work was shared.
+        rows = found.kept.table().sort_by([("source", "ascending"), ("order", "ascending")])
+        return found, _select(rows, out, rule, wanted)
+
+    found, chosen = collect(frozenset())
+    lost = _without_image(out, chosen.rows)
+    if lost:  # an earlier run left these out and removed their images, or someone else did
+        found, chosen = collect(lost)
     refused = pa.concat_tables([found.rejected.table(), chosen.rejected.table()])
     if rule.hides_positions:
         refused = refused.set_column(2, REJECTED.field("detail"), pa.array([""] * len(refused)))
@@ -211,7 +220,7 @@ def _select(rows: pa.Table, out: Path, rules: Rules, wanted: Wanted) -> _Selecti
                     "the same bytes or address as an earlier one")
     if not rules.keep_near_duplicates:
         sizes = np.array(pc.multiply(found.rows["width"], found.rows["height"]).fill_null(0))
-        gone = near_duplicates(found.strings("phash"), found.strings("file"), sizes, out)
+        gone = near_duplicates(found.strings("phash"), found.strings("tiles"), sizes)
         found.leave_out(gone, "near_duplicate", "the same picture as another photo")
     points = cleaning.positions_of(found.rows)
     if rules.max_per_owner is not None:
@@ -239,7 +248,15 @@ def _select(rows: pa.Table, out: Path, rules: Rules, wanted: Wanted) -> _Selecti
         if values is not None:
             found.rows = found.rows.set_column(index, SCHEMA[index], pa.array(
                 values, SCHEMA[index].type))
+    found.rows = found.rows.select(SCHEMA.names).cast(SCHEMA)
     return found
+
+
+def _without_image(out: Path, rows: pa.Table) -> frozenset[str]:
+    """Ids of photos whose image is not there, whole."""
+    columns = [rows[name].to_pylist() for name in ("id", "file", "width", "height")]
+    return frozenset(key for key, file, *size in zip(*columns, strict=True)
+                     if file is not None and stored_size(out / file) != tuple(size))
 
 
 def _write_dataset(out: Path, rows: pa.Table, name: str | None, wanted: Wanted,

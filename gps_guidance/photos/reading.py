@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from gps_guidance.photos.cleaning import Wanted, check_position
+from gps_guidance.photos.duplicates import tile_colours
 from gps_guidance.photos.exif import GPSReading, caption_of, position_of
 from gps_guidance.photos.images import EXTENSIONS, difference_hash, open_image, upright
 from gps_guidance.photos.manifest import Rejected, write_whole
@@ -52,7 +53,7 @@ def read_photo(record: Record, out: Path, wanted: Wanted) -> Record:
         write_whole(out / name, buffer.getvalue())
     return columns | {
         "id": sha256[:16], "file": name, "sha256": sha256, "phash": difference_hash(image),
-        "width": image.width, "height": image.height,
+        "width": image.width, "height": image.height, "tiles": tile_colours(image),
     }
 
 
@@ -112,7 +113,7 @@ def read_photos(records: Iterable[Record], out: Path, wanted: Wanted, processes:
                 results = future.result()
             except BrokenProcessPool:
                 pool.shutdown(cancel_futures=True)
-                results = [_alone(record, out, wanted) for record in chunk]
+                results = list(_one_by_one(chunk, out, wanted))
                 pool = _pool(processes, out, wanted)
                 waiting = deque((c, pool.submit(_results, c)) for c, _ in waiting)
             yield from zip(chunk, results, strict=True)
@@ -127,13 +128,17 @@ def _result(record: Record, out: Path, wanted: Wanted) -> Result:
         return {"rejected": [error.reason, error.detail]}
 
 
-def _alone(record: Record, out: Path, wanted: Wanted) -> Result:
-    """The result of one record in a process of its own, which may crash."""
-    with _pool(1, out, wanted) as pool:
+def _one_by_one(records: list[Record], out: Path, wanted: Wanted) -> Iterator[Result]:
+    """Results of records one of which crashes the process that reads it."""
+    pool = _pool(1, out, wanted)
+    for record in records:
         try:
-            return pool.submit(_results, [record]).result()[0]
+            yield pool.submit(_results, [record]).result()[0]
         except BrokenProcessPool:
-            return {"rejected": ["unreadable", "the decoder crashed"]}
+            pool.shutdown()
+            pool = _pool(1, out, wanted)
+            yield {"rejected": ["unreadable", "the decoder crashed"]}
+    pool.shutdown()
 
 
 _given: tuple[Path, Wanted]  # of a worker process, once for all its photos
