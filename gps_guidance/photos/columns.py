@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 logger = logging.getLogger(__name__)
 
+Box = tuple[float, float, float, float]  # south, west, north, east
+
 RECORD = pa.schema([
     ("source", pa.string()),  # for people: a file's name, a photo's page, or "photos.csv:17"
     ("path", pa.string()),  # local image file, or null
@@ -49,6 +51,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "caption": ("caption", "title", "description", "description._content"),
 }
 MISSING = ["", "nan", "null", "none", "na", "n/a", r"\n"]  # how programs write that there is none
+WEB = "^https?://"
 NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 DATE = r"([0-9]{4})[-:_/](0[1-9]|1[0-2])[-:_/](0[1-9]|[12][0-9]|3[01])"
 TIME = r"[T _]([01][0-9]|2[0-3])[:_]([0-5][0-9])[:_]([0-5][0-9])([._][0-9]*)?"
@@ -157,7 +160,7 @@ def _local_path(values: pa.Array, folder: Path) -> pa.Array:
 
 
 def looks_swapped(
-    lat: np.ndarray, lon: np.ndarray, near: tuple[float, float, float, float] | None = None
+    lat: np.ndarray, lon: np.ndarray, near: Box | None = None
 ) -> bool:
     """Whether lat and lon (degrees, NaN where unknown) hold each other's values.
 
@@ -169,7 +172,7 @@ def looks_swapped(
     if not len(lat):
         return False
 
-    def inside(box: tuple[float, float, float, float], a: np.ndarray, b: np.ndarray) -> float:
+    def inside(box: Box, a: np.ndarray, b: np.ndarray) -> float:
         south, west, north, east = box
         return float(np.mean((south <= a) & (a <= north) & (west <= b) & (b <= east)))
 
@@ -188,7 +191,7 @@ class Reading:
 
     file: Path
     kind: str
-    near: tuple[float, float, float, float] | None = None
+    near: Box | None = None
     columns: dict[str, list[str]] = field(default_factory=dict)
     swap: bool | None = None
 
@@ -215,16 +218,18 @@ class Reading:
         data["heading_deg"] = _heading(first("heading_deg", _number))
         data["lat"], data["lon"] = self._position(first("lat", _number), first("lon", _number))
 
-        is_url = pc.match_substring_regex(data["path"], "^https?://")
         nothing = pa.scalar(None, pa.string())
+        is_url = pc.match_substring_regex(data["path"], WEB)
         data["url"] = pc.coalesce(data["url"], pc.if_else(is_url, data["path"], nothing))
         path = pc.if_else(is_url, nothing, data["path"])
         data["path"] = _local_path(path, self.file.parent.absolute())
         label = pc.binary_join_element_wise(
             pa.scalar(self.file.name), pc.cast(pa.array(rows), pa.string()), ":"
         )
+        is_page = pc.match_substring_regex(data["source"], WEB)  # or it could say just "flickr"
+        page = pc.if_else(is_page, data["source"], nothing)
         data["source"] = pc.coalesce(
-            data["source"], pc.replace_substring_regex(path, r"^.*[/\\]", ""), label
+            page, pc.replace_substring_regex(path, r"^.*[/\\]", ""), label
         )
         return pa.RecordBatch.from_arrays([data[name] for name in RECORD.names], schema=RECORD)
 

@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
 from gps_guidance.photos import flickr
-from gps_guidance.photos.columns import Reading
+from gps_guidance.photos.columns import Box, Reading
 
 OnBad = Callable[[str, str], None]
-Box = tuple[float, float, float, float]
 
 DELIMITERS = ",;\t|"
 BLOCK_BYTES = 1 << 22
@@ -30,6 +29,8 @@ MAX_FIELD_BYTES = 1 << 16  # no caption is so long: a quote was opened and never
 # Where answers of services keep their list of photos.
 LISTS = (("photos", "photo"), ("photoset", "photo"), ("features",), ("data",), ("result", "data"),
          ("currentPageItems",))
+LINES = {".jsonl", ".ndjson", ".geojsonl"}
+BLANK = b" \t\r\n\x1e\xef\xbb\xbf"  # with the mark of UTF-8 and that of a record
 JSONP = re.compile(rb"\s*[\w.$]+\((.*)\)\s*;?\s*", re.DOTALL)
 
 
@@ -90,7 +91,10 @@ def _header(file: Path) -> tuple[str, str, list[str]]:
         with io.TextIOWrapper(raw, encoding, errors="replace", newline="") as text:
             line = next((line for line in text if line.strip()), "")
             delimiter = max(DELIMITERS, key=lambda d: len(_split([line], d)))
-            names = _split(chain([line], text), delimiter)
+            try:
+                names = _split(chain([line], text), delimiter)
+            except csv.Error as error:
+                raise ValueError(f"{file} has no header that can be read: {error}") from error
     unique = [f"{name}#{k}" if name in names[:k] else name for k, name in enumerate(names)]
     return "utf-16" if utf16 else "utf-8", delimiter, unique
 
@@ -195,27 +199,34 @@ def _row(found: dict[str, Any]) -> dict[str, Any]:
 
 def _objects(file: Path, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every photo's object with its number; what is none is told to ``on_bad``."""
+    by_line = bool(LINES & {suffix.lower() for suffix in file.suffixes})
     with open_bytes(file) as stream:
-        by_line = bool({".jsonl", ".ndjson", ".geojsonl"} & {s.lower() for s in file.suffixes})
-        if not by_line:
-            first = next((line for line in stream if line.strip()), b"")
-            by_line = _parsed(first)[1] is None
-            stream.seek(0)
-        for line, text in enumerate(stream if by_line else [stream.read()], start=1):
-            if not text.strip(b" \t\r\n\x1e\xef\xbb\xbf"):
-                continue
-            document, error = _parsed(text)
+        for line, document, error in _documents(stream, by_line):
             if error is not None:
-                on_bad(f"{file.name}:{line}" if by_line else file.name, error)
+                on_bad(f"{file.name}:{line}" if line else file.name, error)
                 continue
             for place, found in enumerate(_photos_of(document), start=1):
-                number = line if found is document else place
+                number = line if line and found is document else place
                 if not isinstance(found, dict):
                     on_bad(f"{file.name}:{number}", f"no object but {str(found)[:80]!r}")
                 elif found.get("stat") == "fail":
                     on_bad(f"{file.name}:{number}", f"Flickr answered {found.get('message')!r}")
                 else:
                     yield number, found
+
+
+def _documents(stream: BinaryIO, by_line: bool) -> Iterator[tuple[int | None, Any, str | None]]:
+    """Line, document, and what is wrong with it; without a line, where the file is one document:
+    it is if its first line is none of its own, unless ``by_line``."""
+    number: int | None
+    for number, text in enumerate(stream, start=1):
+        if not text.strip(BLANK):
+            continue
+        document, error = _parsed(text)
+        if error is not None and not by_line:
+            number, (document, error) = None, _parsed(text + stream.read())
+        by_line = True
+        yield number, document, error
 
 
 def _parsed(text: bytes) -> tuple[Any, str | None]:
