@@ -274,7 +274,7 @@ def test_every_line_with_flipped_bytes_is_a_record_or_told(tmp_path: Path) -> No
     row = b"43.72,10.39,http://x/1.jpg,2024-05-06"
     for name, whole, head in (("a.jsonl", line, line), ("a.csv", row, b"lat,lon,url,date")):
         lines = [head, whole]
-        for _ in range(3000):
+        for _ in range(1000):
             data = bytearray(whole)
             for place in rng.integers(len(data), size=rng.integers(1, 4)):
                 data[place] = rng.choice([b for b in range(256) if b not in b'\r\n"'])
@@ -284,8 +284,8 @@ def test_every_line_with_flipped_bytes_is_a_record_or_told(tmp_path: Path) -> No
         rows = read(tmp_path / name, on_bad=lambda source, _, bad=bad: bad.append(source))
         seen = [row["source"] for row in rows] + bad
         first = 1 if name == "a.jsonl" else 2
-        assert sorted(int(source.split(":")[1]) for source in seen) == list(range(first, 3003))
-        assert min(len(rows), len(bad)) > 200
+        assert sorted(int(source.split(":")[1]) for source in seen) == list(range(first, 1003))
+        assert min(len(rows), len(bad)) > 50
 
 
 POINTS = {"type": "FeatureCollection", "features": [
@@ -433,7 +433,7 @@ def test_a_table_without_rows_has_no_records(tmp_path: Path, name: str, text: st
 
 def test_a_cut_file_gives_what_is_whole(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    lines = [f"{lat:.9f},{lon:.9f}" for lat, lon in rng.uniform(-80, 80, (200_000, 2))]
+    lines = [f"{lat:.9f},{lon:.9f}" for lat, lon in rng.uniform(-80, 80, (50_000, 2))]
     packed = gzip.compress(("lat,lon\n" + "\n".join(lines)).encode(), compresslevel=1)
     rows = [json.dumps({"lat": 1, "lon": 2})] * 3
     bad: list[tuple[str, str]] = []

@@ -97,7 +97,7 @@ def _text(values: pa.Array) -> pa.Array:
 
 
 def _valid(text: pa.Array) -> pa.Array:
-    """The same strings, with bytes that are not UTF-8 replaced: a name's accent is worth no row."""
+    """The same strings, with bytes that are not UTF-8 replaced, as Parquet may hold them."""
     try:
         text.validate(full=True)
         return text
@@ -119,14 +119,14 @@ def _number(values: pa.Array) -> pa.Array:
     return pc.cast(text, pa.float64())
 
 
-def _positive(values: pa.Array) -> pa.Array:
+def _unsigned(values: pa.Array) -> pa.Array:
     """What is no number at or above zero is null: a hint is not worth a photo."""
     return pc.if_else(pc.greater_equal(values, 0.0), values, pa.scalar(None, pa.float64()))
 
 
 def _heading(values: pa.Array) -> pa.Array:
     turned = pc.subtract(values, pc.multiply(360.0, pc.floor(pc.divide(values, 360.0))))
-    return _positive(turned)
+    return _unsigned(turned)
 
 
 def _local_time(values: pa.Array) -> pa.Array:
@@ -159,9 +159,7 @@ def _local_path(values: pa.Array, folder: Path) -> pa.Array:
     return pc.if_else(pc.match_substring_regex(path, r"^([A-Za-z]:)?[/\\]"), path, inside)
 
 
-def looks_swapped(
-    lat: np.ndarray, lon: np.ndarray, near: Box | None = None
-) -> bool:
+def looks_swapped(lat: np.ndarray, lon: np.ndarray, near: Box | None = None) -> bool:
     """Whether lat and lon (degrees, NaN where unknown) hold each other's values.
 
     Yes if many points are none on earth as given and nearly all are when swapped; or, given
@@ -214,7 +212,7 @@ class Reading:
         data = {name: first(name, _text) for name in ("source", "url", "owner", "licence",
                                                       "caption", "path")}
         data["taken_at"] = first("taken_at", _local_time)
-        data["horizontal_error_m"] = _positive(first("horizontal_error_m", _number))
+        data["horizontal_error_m"] = _unsigned(first("horizontal_error_m", _number))
         data["heading_deg"] = _heading(first("heading_deg", _number))
         data["lat"], data["lon"] = self._position(first("lat", _number), first("lon", _number))
 
