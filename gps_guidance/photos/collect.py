@@ -115,8 +115,8 @@ class Collector:
                 points[where], self.wanted).items():
             self.reject(batch["source"][int(where[index])].as_py(), reason, detail)
             sound[where[index]] = False
-        for index in np.flatnonzero(~pictured & ~placed):
-            self.reject(batch["source"][int(index)].as_py(), "no_gps", "no position")
+        for bare in np.flatnonzero(~pictured & ~placed):
+            self.reject(batch["source"][int(bare)].as_py(), "no_gps", "no position")
         self._keep_records(batch, points, order, sound & ~pictured)
         chosen = np.flatnonzero(sound & pictured)
         for record, place in zip(batch.take(pa.array(chosen)).to_pylist(), order[chosen].tolist(),

@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 logger = logging.getLogger(__name__)
 
+Box = tuple[float, float, float, float]  # south, west, north, east
+
 RECORD = pa.schema([
     ("source", pa.string()),  # for people: a file's name, a photo's page, or "photos.csv:17"
     ("path", pa.string()),  # local image file, or null
@@ -49,6 +51,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "caption": ("caption", "title", "description", "description._content"),
 }
 MISSING = ["", "nan", "null", "none", "na", "n/a", r"\n"]  # how programs write that there is none
+WEB = "^https?://"
 NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 DATE = r"([0-9]{4})[-:_/](0[1-9]|1[0-2])[-:_/](0[1-9]|[12][0-9]|3[01])"
 TIME = r"[T _]([01][0-9]|2[0-3])[:_]([0-5][0-9])[:_]([0-5][0-9])([._][0-9]*)?"
@@ -94,7 +97,7 @@ def _text(values: pa.Array) -> pa.Array:
 
 
 def _valid(text: pa.Array) -> pa.Array:
-    """The same strings, with bytes that are not UTF-8 replaced: a name's accent is worth no row."""
+    """The same strings, with bytes that are not UTF-8 replaced, as Parquet may hold them."""
     try:
         text.validate(full=True)
         return text
@@ -116,14 +119,14 @@ def _number(values: pa.Array) -> pa.Array:
     return pc.cast(text, pa.float64())
 
 
-def _positive(values: pa.Array) -> pa.Array:
+def _unsigned(values: pa.Array) -> pa.Array:
     """What is no number at or above zero is null: a hint is not worth a photo."""
     return pc.if_else(pc.greater_equal(values, 0.0), values, pa.scalar(None, pa.float64()))
 
 
 def _heading(values: pa.Array) -> pa.Array:
     turned = pc.subtract(values, pc.multiply(360.0, pc.floor(pc.divide(values, 360.0))))
-    return _positive(turned)
+    return _unsigned(turned)
 
 
 def _local_time(values: pa.Array) -> pa.Array:
@@ -156,9 +159,7 @@ def _local_path(values: pa.Array, folder: Path) -> pa.Array:
     return pc.if_else(pc.match_substring_regex(path, r"^([A-Za-z]:)?[/\\]"), path, inside)
 
 
-def looks_swapped(
-    lat: np.ndarray, lon: np.ndarray, near: tuple[float, float, float, float] | None = None
-) -> bool:
+def looks_swapped(lat: np.ndarray, lon: np.ndarray, near: Box | None = None) -> bool:
     """Whether lat and lon (degrees, NaN where unknown) hold each other's values.
 
     Yes if many points are none on earth as given and nearly all are when swapped; or, given
@@ -169,7 +170,7 @@ def looks_swapped(
     if not len(lat):
         return False
 
-    def inside(box: tuple[float, float, float, float], a: np.ndarray, b: np.ndarray) -> float:
+    def inside(box: Box, a: np.ndarray, b: np.ndarray) -> float:
         south, west, north, east = box
         return float(np.mean((south <= a) & (a <= north) & (west <= b) & (b <= east)))
 
@@ -188,7 +189,7 @@ class Reading:
 
     file: Path
     kind: str
-    near: tuple[float, float, float, float] | None = None
+    near: Box | None = None
     columns: dict[str, list[str]] = field(default_factory=dict)
     swap: bool | None = None
 
@@ -211,20 +212,22 @@ class Reading:
         data = {name: first(name, _text) for name in ("source", "url", "owner", "licence",
                                                       "caption", "path")}
         data["taken_at"] = first("taken_at", _local_time)
-        data["horizontal_error_m"] = _positive(first("horizontal_error_m", _number))
+        data["horizontal_error_m"] = _unsigned(first("horizontal_error_m", _number))
         data["heading_deg"] = _heading(first("heading_deg", _number))
         data["lat"], data["lon"] = self._position(first("lat", _number), first("lon", _number))
 
-        is_url = pc.match_substring_regex(data["path"], "^https?://")
         nothing = pa.scalar(None, pa.string())
+        is_url = pc.match_substring_regex(data["path"], WEB)
         data["url"] = pc.coalesce(data["url"], pc.if_else(is_url, data["path"], nothing))
         path = pc.if_else(is_url, nothing, data["path"])
         data["path"] = _local_path(path, self.file.parent.absolute())
         label = pc.binary_join_element_wise(
             pa.scalar(self.file.name), pc.cast(pa.array(rows), pa.string()), ":"
         )
+        is_page = pc.match_substring_regex(data["source"], WEB)  # or it could say just "flickr"
+        page = pc.if_else(is_page, data["source"], nothing)
         data["source"] = pc.coalesce(
-            data["source"], pc.replace_substring_regex(path, r"^.*[/\\]", ""), label
+            page, pc.replace_substring_regex(path, r"^.*[/\\]", ""), label
         )
         return pa.RecordBatch.from_arrays([data[name] for name in RECORD.names], schema=RECORD)
 

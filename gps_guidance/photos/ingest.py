@@ -220,7 +220,8 @@ def _select(rows: pa.Table, out: Path, rules: Rules, wanted: Wanted) -> _Selecti
                     "the same bytes or address as an earlier one")
     if not rules.keep_near_duplicates:
         sizes = np.array(pc.multiply(found.rows["width"], found.rows["height"]).fill_null(0))
-        gone = near_duplicates(found.strings("phash"), found.strings("tiles"), sizes)
+        gone = near_duplicates(found.rows["phash"].to_pylist(),
+                               found.rows["tiles"].to_pylist(), sizes)
         found.leave_out(gone, "near_duplicate", "the same picture as another photo")
     points = cleaning.positions_of(found.rows)
     if rules.max_per_owner is not None:

@@ -90,7 +90,8 @@ class TableBuilder:
     """A table that grows by rows or by tables; rows do not stay Python objects for long."""
 
     def __init__(self, schema: pa.Schema) -> None:
-        self._schema, self._tables, self._rows = schema, [schema.empty_table()], []
+        self._schema, self._tables = schema, [schema.empty_table()]
+        self._rows: list[Mapping[str, Any]] = []
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add one row; what it does not have is null."""

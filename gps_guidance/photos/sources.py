@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from gps_guidance.photos.columns import RECORD
+from gps_guidance.photos.columns import RECORD, Box
 from gps_guidance.photos.flickr import LICENCES as FLICKR_LICENCES
 from gps_guidance.photos.images import EXTENSIONS
-from gps_guidance.photos.tables import Box, OnBad, open_bytes, read_csv, read_json, read_parquet
+from gps_guidance.photos.tables import OnBad, open_bytes, read_csv, read_json, read_parquet
 from gps_guidance.photos.takeout import match_sidecars
 
 __all__ = ["FLICKR_LICENCES", "RECORD", "TABLES", "find_files", "read_records"]
@@ -58,20 +59,25 @@ def read_records(
     once, and for a table without a position, when it is reached.
     """
     readers = [(Path(source), _reader(Path(source))) for source in sources]
+    return chain.from_iterable(
+        _read(source, reader, batch_size, near, on_bad) for source, reader in readers
+    )
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        for source, reader in readers:
-            told: list[tuple[str, str]] = []
-            tell = on_bad or (lambda *bad: told.append(bad))  # noqa: B023 (used in this turn only)
-            try:
-                yield from reader(source, batch_size, near, tell)
-            except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as error:
-                tell(source.name, f"the rest of the file is not read: {error}")
-            if told:
-                logger.warning("%s: %d rows cannot be read and are left out, the first is %s: %s",
-                               source, len(told), *told[0])
 
-    return batches()
+def _read(
+    source: Path, reader: Reader, batch_size: int, near: Box | None, on_bad: OnBad | None
+) -> Iterator[pa.RecordBatch]:
+    told: list[tuple[str, str]] = []
+    tell = on_bad or (lambda where, detail: told.append((where, detail)))
+    try:
+        for batch in reader(source, batch_size, near, tell):
+            if len(batch):
+                yield batch
+    except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as error:
+        tell(source.name, f"the rest of the file is not read: {error}")
+    if told:
+        logger.warning("%s: %d rows cannot be read and are left out, the first is %s: %s",
+                       source, len(told), *told[0])
 
 
 def _reader(source: Path) -> Reader:

@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
 from gps_guidance.photos import flickr
-from gps_guidance.photos.columns import Reading
+from gps_guidance.photos.columns import Box, Reading
 
 OnBad = Callable[[str, str], None]
-Box = tuple[float, float, float, float]
 
 DELIMITERS = ",;\t|"
 BLOCK_BYTES = 1 << 22
@@ -30,6 +29,8 @@ MAX_FIELD_BYTES = 1 << 16  # no caption is so long: a quote was opened and never
 # Where answers of services keep their list of photos.
 LISTS = (("photos", "photo"), ("photoset", "photo"), ("features",), ("data",), ("result", "data"),
          ("currentPageItems",))
+LINES = {".jsonl", ".ndjson", ".geojsonl"}
+BLANK = b" \t\r\n\x1e\xef\xbb\xbf"  # with the mark of UTF-8 and that of a record
 JSONP = re.compile(rb"\s*[\w.$]+\((.*)\)\s*;?\s*", re.DOTALL)
 
 
@@ -42,7 +43,7 @@ def read_csv(
     file: Path, batch_size: int, near: Box | None, on_bad: OnBad
 ) -> Iterator[pa.RecordBatch]:
     """Rows of a CSV or TSV file, UTF-8 or (with its mark) UTF-16; row 1 is the header."""
-    encoding, delimiter, names = _header(file)
+    delimiter, names = _header(file)
     reading = Reading(file, f"CSV with {delimiter!r} between columns", near)
     reading.choose(names)
     used = sorted({of for columns in reading.columns.values() for of in columns} | {names[-1]})
@@ -54,45 +55,66 @@ def read_csv(
                f"{row.actual_columns} columns instead of {row.expected_columns}")
         return "skip"
 
-    reader = arrow_csv.open_csv(
-        pa.input_stream(str(file), compression="detect"),
-        read_options=arrow_csv.ReadOptions(  # one thread, or rows have no numbers
-            use_threads=False, block_size=BLOCK_BYTES, column_names=names, encoding=encoding),
-        parse_options=arrow_csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
-        convert_options=arrow_csv.ConvertOptions(
-            include_columns=used, column_types={name: pa.string() for name in used},
-            check_utf8=False),
-    )
-    start = 1
-    for block in reader:
-        rows = np.setdiff1d(np.arange(start, start + len(block) + len(skipped)), skipped)
-        rows = rows[: len(block)]
-        start = int(rows[-1]) + 1 if len(rows) else start
-        for batch, numbers in _slices(block, rows, batch_size):
-            long = np.zeros(len(batch), bool)
-            for column in batch.columns:
-                size = pc.fill_null(pc.binary_length(column), 0)
-                long |= size.to_numpy(zero_copy_only=False) > MAX_FIELD_BYTES
-            for number in numbers[long]:
-                on_bad(f"{file.name}:{number}", "a quote is opened and never closed")
-            rest = ~long & (numbers > 1)
-            batch = batch.filter(pa.array(rest))
-            yield reading.records(dict(zip(used, batch.columns, strict=True)), numbers[rest])
+    with _text_of(file) as text:
+        reader = arrow_csv.open_csv(
+            io.BufferedReader(_Utf8(text)),
+            read_options=arrow_csv.ReadOptions(  # one thread, or rows have no numbers
+                use_threads=False, block_size=BLOCK_BYTES, column_names=names),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=used, column_types={name: pa.string() for name in used}),
+        )
+        start = 1
+        for block in reader:
+            rows = np.setdiff1d(np.arange(start, start + len(block) + len(skipped)), skipped)
+            rows = rows[: len(block)]
+            start = int(rows[-1]) + 1 if len(rows) else start
+            for batch, numbers in _slices(block, rows, batch_size):
+                long = np.zeros(len(batch), bool)
+                for column in batch.columns:
+                    size = pc.fill_null(pc.binary_length(column), 0)
+                    long |= size.to_numpy(zero_copy_only=False) > MAX_FIELD_BYTES
+                for number in numbers[long]:
+                    on_bad(f"{file.name}:{number}", "a quote is opened and never closed")
+                rest = ~long & (numbers > 1)
+                batch = batch.filter(pa.array(rest))
+                yield reading.records(dict(zip(used, batch.columns, strict=True)), numbers[rest])
 
 
-def _header(file: Path) -> tuple[str, str, list[str]]:
-    """Encoding, delimiter and column names of a CSV file, the names made unique."""
+def _text_of(file: Path) -> io.TextIOWrapper:
+    """A file's text; bytes that are none are replaced: an accent is not worth a row."""
     with open_bytes(file) as raw:
         utf16 = raw.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        raw.seek(0)
-        encoding = "utf-16" if utf16 else "utf-8-sig"
-        with io.TextIOWrapper(raw, encoding, errors="replace", newline="") as text:
-            line = next((line for line in text if line.strip()), "")
-            delimiter = max(DELIMITERS, key=lambda d: len(_split([line], d)))
+    return io.TextIOWrapper(open_bytes(file), "utf-16" if utf16 else "utf-8-sig", "replace", "")
+
+
+class _Utf8(io.RawIOBase):
+    """A text as bytes again, for pyarrow, which stops at a broken row that is not UTF-8."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self.text, self.rest = text, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        self.rest = self.rest or self.text.read(1 << 16).encode()
+        size = min(len(target), len(self.rest))
+        target[:size], self.rest = self.rest[:size], self.rest[size:]
+        return size
+
+
+def _header(file: Path) -> tuple[str, list[str]]:
+    """Delimiter and column names of a CSV file, the names made unique."""
+    with _text_of(file) as text:
+        line = next((line for line in text if line.strip()), "")
+        delimiter = max(DELIMITERS, key=lambda d: len(_split([line], d)))
+        try:
             names = _split(chain([line], text), delimiter)
-    unique = [f"{name}#{k}" if name in names[:k] else name for k, name in enumerate(names)]
-    return "utf-16" if utf16 else "utf-8", delimiter, unique
+        except csv.Error as error:
+            raise ValueError(f"{file} has no header that can be read: {error}") from error
+    return delimiter, [f"{name}#{k}" if name in names[:k] else name for k, name in enumerate(names)]
 
 
 def _split(lines: Iterable[str], delimiter: str) -> list[str]:
@@ -195,27 +217,34 @@ def _row(found: dict[str, Any]) -> dict[str, Any]:
 
 def _objects(file: Path, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every photo's object with its number; what is none is told to ``on_bad``."""
+    by_line = bool(LINES & {suffix.lower() for suffix in file.suffixes})
     with open_bytes(file) as stream:
-        by_line = bool({".jsonl", ".ndjson", ".geojsonl"} & {s.lower() for s in file.suffixes})
-        if not by_line:
-            first = next((line for line in stream if line.strip()), b"")
-            by_line = _parsed(first)[1] is None
-            stream.seek(0)
-        for line, text in enumerate(stream if by_line else [stream.read()], start=1):
-            if not text.strip(b" \t\r\n\x1e\xef\xbb\xbf"):
-                continue
-            document, error = _parsed(text)
+        for line, document, error in _documents(stream, by_line):
             if error is not None:
-                on_bad(f"{file.name}:{line}" if by_line else file.name, error)
+                on_bad(f"{file.name}:{line}" if line else file.name, error)
                 continue
             for place, found in enumerate(_photos_of(document), start=1):
-                number = line if found is document else place
+                number = line if line and found is document else place
                 if not isinstance(found, dict):
                     on_bad(f"{file.name}:{number}", f"no object but {str(found)[:80]!r}")
                 elif found.get("stat") == "fail":
                     on_bad(f"{file.name}:{number}", f"Flickr answered {found.get('message')!r}")
                 else:
                     yield number, found
+
+
+def _documents(stream: BinaryIO, by_line: bool) -> Iterator[tuple[int | None, Any, str | None]]:
+    """Line, document, and what is wrong with it; without a line, where the file is one document:
+    it is if its first line is none of its own, unless ``by_line``."""
+    number: int | None
+    for number, text in enumerate(stream, start=1):
+        if not text.strip(BLANK):
+            continue
+        document, error = _parsed(text)
+        if error is not None and not by_line:
+            number, (document, error) = None, _parsed(text + stream.read())
+        by_line = True
+        yield number, document, error
 
 
 def _parsed(text: bytes) -> tuple[Any, str | None]:
