@@ -62,14 +62,48 @@ def _day(text: str) -> date:
         raise argparse.ArgumentTypeError(f"{text!r} is not a day, such as 2019-05-31") from error
 
 
+def _part(text: str) -> tuple[int, int]:
+    """``K/N``: the K-th of N parts."""
+    try:
+        k, n = map(int, text.split("/"))
+    except ValueError:
+        k, n = 0, 0
+    if not 1 <= k <= n:
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 1 <= K <= N")
+    return k, n
+
+
+def _metres(text: str) -> float:
+    """A finite number of metres, at least 0."""
+    try:
+        metres = float(text)
+    except ValueError:
+        metres = math.nan
+    if not 0 <= metres < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of metres")
+    return metres
+
+
+def _fraction(text: str) -> float:
+    """A number from 0 to below 1."""
+    try:
+        part = float(text)
+    except ValueError:
+        part = math.nan
+    if not 0 <= part < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction from 0 to below 1")
+    return part
+
+
 def _add_harvest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("provider", choices=["flickr", "commons"],
                         help="flickr: needs a key in the environment variable FLICKR_API_KEY; "
                         "commons: Wikimedia Commons, needs --contact")
     parser.add_argument("--bbox", type=_box, required=True, metavar="S,W,N,E",
                         help="where the photos were taken")
-    parser.add_argument("--from", type=_day, dest="first", metavar="DAY", help="first day of taking")
-    parser.add_argument("--to", type=_day, dest="last", metavar="DAY", help="last day of taking")
+    parser.add_argument("--from", type=_day, dest="first", metavar="DAY",
+                        help="the first day of taking, as 2019-05-31")
+    parser.add_argument("--to", type=_day, dest="last", metavar="DAY", help="the last one")
     parser.add_argument("--licences", nargs="+", metavar="NAME",
                         help="such as \"CC BY-NC\", or any; default: those that let everybody use "
                         "and change a photo")
@@ -89,28 +123,63 @@ def _harvest(args: argparse.Namespace) -> None:
 
 
 def _add_ingest(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="folders or files of photos")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE",
+                        help="folders of photos; CSV, Parquet, JSONL, GeoJSON, Flickr JSON with "
+                        "their paths or addresses; datasets to merge (docs/formats.md)")
     parser.add_argument("--out", required=True, metavar="DATASET", help="folder to write")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--landmark", help="its name; the six of the paper are known with centre")
     place.add_argument("--bbox", type=_box, metavar="S,W,N,E", help="keep photos of this box")
+    place.add_argument("--bounds", metavar="FILE.geojson", help="keep photos of this outline")
     parser.add_argument("--center", type=_pair, metavar="LAT,LON", help="centre of the landmark")
-    parser.add_argument("--min-distance", type=float, default=0.0, metavar="M")
-    parser.add_argument("--max-distance", type=float, default=math.inf, metavar="M")
+    parser.add_argument("--min-distance", type=_metres, default=0.0, metavar="M")
+    parser.add_argument("--max-distance", type=_metres, default=math.inf, metavar="M")
     parser.add_argument("--min-size", type=_count, default=64, metavar="PX",
                         help="photos with a smaller side are left out")
     parser.add_argument("--image-size", type=_count, default=768, metavar="PX",
                         help="larger photos are shrunk to it")
-    parser.add_argument("--val-fraction", type=float, default=0.0, help="part held out as val")
+    parser.add_argument("--records-only", action="store_true",
+                        help="read and download no image: clean a table first")
+    clean = parser.add_argument_group("cleaning")
+    clean.add_argument("--keep-near-duplicates", action="store_true",
+                       help="keep what is the same picture again, resized or saved anew")
+    clean.add_argument("--max-per-owner", type=_count, metavar="N",
+                       help="of one owner in one cell")
+    clean.add_argument("--cell", type=_metres, default=100.0, metavar="M",
+                       help="side of a cell for the limits on owners; default 100")
+    split = parser.add_argument_group("splits")
+    split.add_argument("--val-fraction", type=_fraction, default=0.0, help="part held out as val")
+    split.add_argument("--split-by", default="place", metavar="WHAT",
+                       help="what falls on one side as a whole: photo, place (the default), owner, "
+                       "or place,owner")
+    split.add_argument("--block", type=_metres, default=100.0, metavar="M",
+                       help="side of a place; default 100")
+    privacy = parser.add_argument_group("privacy (docs/privacy.md)")
+    privacy.add_argument("--min-owners-per-cell", type=_count, default=1, metavar="K",
+                         help="leave out cells with photos of fewer owners")
+    privacy.add_argument("--blur-position", type=_metres, default=0.0, metavar="M",
+                         help="move positions to the middle of cells of this side")
+    scale = parser.add_argument_group("scale")
+    scale.add_argument("--part", type=_part, metavar="K/N",
+                       help="read the K-th of N parts; merge the folders by another ingest")
+    scale.add_argument("--shards", type=_count, metavar="MB",
+                       help="also write WebDataset shards of this size")
+    scale.add_argument("--processes", type=_count, default=os.cpu_count() or 1, metavar="N",
+                       help="default: one a core")
 
 
 def _ingest(args: argparse.Namespace) -> None:
     from gps_guidance.photos.ingest import ingest
 
     summary = ingest(
-        args.sources, args.out, landmark=args.landmark, center=args.center, bounds=args.bbox,
-        min_distance_m=args.min_distance, max_distance_m=args.max_distance, min_size=args.min_size,
-        image_size=args.image_size, val_fraction=args.val_fraction,
+        args.sources, args.out, landmark=args.landmark, center=args.center,
+        bounds=args.bbox or args.bounds, min_distance_m=args.min_distance,
+        max_distance_m=args.max_distance, min_size=args.min_size, image_size=args.image_size,
+        records_only=args.records_only, part=args.part, shard_mb=args.shards,
+        processes=args.processes, keep_near_duplicates=args.keep_near_duplicates,
+        max_per_owner=args.max_per_owner, cell_m=args.cell, val_fraction=args.val_fraction,
+        split_by=args.split_by, block_m=args.block, min_owners_per_cell=args.min_owners_per_cell,
+        blur_m=args.blur_position,
     )
     print(f"{summary.kept} photos in {summary.out}")
     for reason, count in summary.rejected.most_common():
@@ -123,6 +192,17 @@ def _ingest(args: argparse.Namespace) -> None:
     if summary.empty:
         print("No photo in the bins around " + ", ".join(f"{b:.0f}" for b in summary.empty)
               + " degrees: a model has to guess these sides.")
+
+
+def _add_takedown(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="folder written by `gps-guidance ingest`")
+    parser.add_argument("owners", nargs="+", metavar="OWNER", help="ids in its column owner")
+
+
+def _takedown(args: argparse.Namespace) -> None:
+    from gps_guidance.photos.privacy import take_down
+
+    print(f"{take_down(args.dataset, args.owners)} photos removed from {args.dataset}")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +279,8 @@ def _miniature(args: argparse.Namespace) -> None:
 
 VERBS = {
     "harvest": (_add_harvest, _harvest, "records of photos of an area, from a photo site"),
-    "ingest": (_add_ingest, _ingest, "photos with GPS tags -> a clean dataset"),
+    "ingest": (_add_ingest, _ingest, "geotagged photos and records -> a clean dataset"),
+    "takedown": (_add_takedown, _takedown, "remove the photos of an owner from a dataset"),
     "train": (_add_train, _train, "a dataset -> a diffusion model"),
     "sample": (_add_sample, _sample, "images of a landmark by bearing"),
     "miniature": (_add_miniature, _miniature, "let tourists photograph a procedural tower or city"),

@@ -159,6 +159,35 @@ def angle_difference_deg(a: Any, b: Any) -> Any:
     return (a - b + 180.0) % 360.0 - 180.0
 
 
+METRES_PER_DEGREE = np.pi / 180 * 6_371_008.8  # of latitude, on the mean sphere
+
+
+def ground_cell(points: ArrayLike, side_m: float) -> NDArray[np.int64]:
+    """The cell (row, column) [..., 2] of (lat, lon) [..., 2] in a grid of about ``side_m`` metres.
+
+    The grid covers the Earth: rows of equal height from the south pole, each cut into equal cells
+    from the antimeridian, so that a cell depends on nothing but the position. Sides are within 1 %
+    of ``side_m``, except where a row is shorter than some cells, at the poles.
+    """
+    p = check_lat_lon(points)
+    row = np.floor((p[..., 0] + 90) * METRES_PER_DEGREE / side_m).astype(np.int64)
+    column = np.floor((p[..., 1] + 180) / 360 * _cells_in_row(row, side_m)).astype(np.int64)
+    return np.stack([row, np.minimum(column, _cells_in_row(row, side_m) - 1)], axis=-1)
+
+
+def cell_center(cells: ArrayLike, side_m: float) -> Array:
+    """(lat, lon) [..., 2] of the middle of cells [..., 2] of :func:`ground_cell`."""
+    row, column = np.moveaxis(np.asarray(cells, dtype=np.int64), -1, 0)
+    lat = np.minimum((row + 0.5) * side_m / METRES_PER_DEGREE - 90, 90)
+    return np.stack([lat, (column + 0.5) / _cells_in_row(row, side_m) * 360 - 180], axis=-1)
+
+
+def _cells_in_row(row: NDArray[np.int64], side_m: float) -> NDArray[np.int64]:
+    lat = np.minimum((row + 0.5) * side_m / METRES_PER_DEGREE - 90, 90)
+    around_m = 360 * METRES_PER_DEGREE * np.cos(np.radians(lat))
+    return np.maximum(1, np.rint(around_m / side_m)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Bounds:
     """A box on the ground, in degrees. It does not cross the antimeridian."""

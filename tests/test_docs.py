@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gps_guidance import photos
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
 from gps_guidance.lift import report
-from gps_guidance.photos.manifest import REJECTED, SCHEMA
+from gps_guidance.photos.columns import COLUMNS, RECORD
+from gps_guidance.photos.manifest import REASONS, REJECTED, SCHEMA
+from gps_guidance.photos.sources import TABLES
 from gps_guidance.recipe import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -88,15 +89,19 @@ def test_the_manifest_is_documented_column_by_column():
 
 
 def test_the_reasons_for_rejection_are_documented():
-    known: set[str] = set()
-    for path in Path(photos.__file__).parent.glob("*.py"):
-        source = path.read_text("utf-8")
-        known |= {node.args[0].value for node in ast.walk(ast.parse(source))
-                  if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Rejected"
-                  and isinstance(node.args[0], ast.Constant)}
-        known |= set(re.findall(r'reason = "(\w+)" if', source))
-    assert set(table(DOCS / "formats.md", "rejected.parquet")) == known
+    assert set(table(DOCS / "formats.md", "rejected.parquet")) == REASONS
     assert table(DOCS / "formats.md", "rejected.parquet, columns") == REJECTED.names
+
+
+def test_the_columns_and_kinds_of_sources_are_documented():
+    page = (DOCS / "formats.md").read_text("utf-8")
+    kinds, columns = (page.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
+                      for heading in ("Sources", "Columns of a table"))
+    assert [kind for kind in TABLES if f"`{kind}`" not in kinds] == []
+    assert table(DOCS / "formats.md", "Columns of a table") == list(COLUMNS) == RECORD.names
+    for column, names in COLUMNS.items():
+        [cell] = re.findall(rf"^\| `{column}` \| (.+?) \|", columns, re.M)
+        assert re.findall(r"`([^`]+)`", cell) == list(names)
 
 
 def keys_written(function):

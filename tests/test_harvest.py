@@ -6,6 +6,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
+import os
 import random
 import re
 import signal
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -22,14 +25,16 @@ import pytest
 from web_server import KEY, Photo, Server
 
 from gps_guidance import cli, geo
-from gps_guidance.photos import flickr, web
+from gps_guidance.photos import flickr_search, web
 from gps_guidance.photos import harvest as module
 from gps_guidance.photos.harvest import HarvestSummary
 from gps_guidance.photos.search import Tile, is_licence, local_time, plain_text
+from gps_guidance.photos.sources import read_records
 
 BOX = geo.Bounds(43.70, 10.36, 43.74, 10.43)  # 4.4 x 5.6 km
 FAST = 1e9  # requests an hour
-LIMITS = [("flickr", "LIMIT", 400), ("flickr", "PER_PAGE", 25), ("commons", "LIMIT", 50)]
+LIMITS = [("flickr_search", "LIMIT", 400), ("flickr_search", "PER_PAGE", 25),
+          ("commons_search", "LIMIT", 50)]
 
 
 def take(count: int, seed: int = 0, **more: Any) -> list[Photo]:
@@ -49,8 +54,8 @@ def take(count: int, seed: int = 0, **more: Any) -> list[Photo]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """With a tenth of the sites' limits, and so of the photos that tests need."""
     monkeypatch.setenv("FLICKR_API_KEY", KEY)
-    for module, name, value in LIMITS:
-        monkeypatch.setattr(f"gps_guidance.photos.{module}.{name}", value)
+    for search, name, value in LIMITS:
+        monkeypatch.setattr(f"gps_guidance.photos.{search}.{name}", value)
     with Server(reach=400, batch=5) as running:
         yield running
 
@@ -83,18 +88,19 @@ def ids(out: Path) -> list[str]:
 def test_a_record_has_what_flickr_says(server: Server, tmp_path: Path) -> None:
     server.photos = [
         Photo(7, 43.72, 10.4, datetime(2019, 5, 6, 7, 8, 9), "14", title="The tower",
+              description="Leaning"),
+        Photo(12, 43.72, 10.4, datetime(2019, 5, 6), "7", title="",
               description="It <i>leans</i>\n&amp; <a href='x'>stays</a>\x00 \U0001f5fc"),
-        Photo(12, 43.72, 10.4, datetime(2019, 5, 6), "7", title="On the lawn"),
     ]
     summary = harvest(server, tmp_path)
     assert (summary.photos, summary.tiles, summary.out_of_reach) == (2, 1, 0)
     assert records(tmp_path)[0] == {
         "id": "7", "provider": "flickr", "source": "https://www.flickr.com/photos/12345@N00/7",
         "url": "https://live.example.org/7_b.jpg", "lat": 43.72, "lon": 10.4,
-        "taken_at": "2019-05-06T07:08:09", "owner": "Ada L.", "licence": "CC BY-SA 4.0",
-        "caption": "It leans & stays \U0001f5fc",
+        "taken_at": "2019-05-06T07:08:09", "owner": "12345@N00", "licence": "CC BY-SA 4.0",
+        "caption": "The tower",
     }
-    assert records(tmp_path)[1]["caption"] == "On the lawn"
+    assert records(tmp_path)[1]["caption"] == "It leans & stays \U0001f5fc"
     assert records(tmp_path)[1]["licence"] == "No known copyright restrictions"
 
 
@@ -118,7 +124,7 @@ FAULTS = ["429 0", "429 5", "500", "503 1", "hang", "truncate", "chunk", "drop",
 def test_every_third_request_fails(
     server: Server, tmp_path: Path, provider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.photos = take(300)
+    server.photos = take(150)
     server.fault = lambda number, fields: (
         FAULTS[number // 3 % len(FAULTS)] if number % 3 == 0 else None)
     slept: list[float] = []
@@ -188,8 +194,8 @@ def test_more_photos_in_a_spot_than_a_search_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At Flickr's real limit, 4 100 in one second on one spot: no box, no day is small enough."""
-    monkeypatch.setattr(flickr, "LIMIT", 4000)
-    monkeypatch.setattr(flickr, "PER_PAGE", 250)
+    monkeypatch.setattr(flickr_search, "LIMIT", 4000)
+    monkeypatch.setattr(flickr_search, "PER_PAGE", 250)
     server.reach = 4000
     spot = Photo(1, 43.7201, 10.4001, datetime(2012, 6, 1, 12))
     server.photos = [replace(spot, number=number) for number in range(1, 4101)]
@@ -210,6 +216,17 @@ def test_licences_are_asked_for_and_kept(server: Server, tmp_path: Path) -> None
     assert ids(tmp_path / "all") == truth(server, "0247")
     with pytest.raises(ValueError, match="no licence MIT: give one or more of All Rights Rese"):
         harvest(server, tmp_path / "none", licences=["MIT"])
+
+
+def test_ingest_reads_the_records(server: Server, tmp_path: Path) -> None:
+    server.photos = take(60)
+    harvest(server, tmp_path, licences=["any"])
+    rows = [row for batch in read_records([tmp_path / "records.jsonl"])
+            for row in batch.to_pylist()]
+    kept = records(tmp_path)
+    names = ("source", "url", "lat", "lon", "taken_at", "owner", "licence", "caption")
+    assert [[row[n] for n in names] for row in rows] == [[r[n] for n in names] for r in kept]
+    assert all(row["path"] is None and None not in (row["url"], row["lat"]) for row in rows)
 
 
 # --- the key ---------------------------------------------------------------------------------
@@ -246,7 +263,7 @@ def test_the_key_is_in_no_file_no_log_and_no_error(
         with pytest.raises(ValueError) as caught:
             harvest(server, tmp_path / fault[:3])
         assert KEY not in f"{caught.value!r}"
-    assert KEY not in repr(flickr.Flickr(date.min, date.max, ["any"], per_hour=FAST))
+    assert KEY not in repr(flickr_search.Flickr(date.min, date.max, ["any"], per_hour=FAST))
     assert len(caplog.records) > 50 and KEY not in caplog.text
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 5 and not any(KEY.encode() in path.read_bytes() for path in files)
@@ -261,7 +278,8 @@ def test_a_record_has_what_commons_says(server: Server, tmp_path: Path) -> None:
                   description="<p>La &quot;torre&quot;</p>")
     server.photos = [
         tower, replace(tower, number=8, description=""), replace(tower, number=9, kind="object"),
-        replace(tower, number=10, mime="image/svg+xml"), replace(tower, number=11, mime="video/ogg"),
+        replace(tower, number=10, mime="image/svg+xml"),
+        replace(tower, number=11, mime="video/ogg"),
     ]
     harvest(server, tmp_path, "commons", contact="me@example.org")
     assert records(tmp_path)[0] == {
@@ -285,7 +303,7 @@ def test_commons_tiles_and_continuations(server: Server, tmp_path: Path) -> None
 
 
 def test_commons_days_and_licences(server: Server, tmp_path: Path) -> None:
-    server.photos = take(300)
+    server.photos = take(80)
     harvest(server, tmp_path / "days", "commons", first=date(2010, 1, 1))
     late = [str(p.number) for p in server.photos
             if p.taken.year >= 2010 and str(p.number) in truth(server, "0247")]
@@ -322,21 +340,46 @@ def contents(folder: Path) -> dict[str, bytes]:
             for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def start(server: Server, provider: str, out: Path) -> subprocess.Popen[str]:
-    code = f"""if True:
-        from gps_guidance.geo import Bounds
-        from gps_guidance.photos import commons, flickr
-        from gps_guidance.photos.harvest import harvest
-        for module, name, value in {LIMITS}:
-            setattr({{"flickr": flickr, "commons": commons}}[module], name, value)
-        print("started", flush=True)
-        harvest("{provider}", Bounds(*{BOX.as_tuple()}), "{out}", licences=["any"],
-                endpoint="{getattr(server, provider)}", contact="me", per_hour=72000)
+@contextmanager
+def nursery(server: Server, provider: str, out: Path) -> Iterator[Callable[[float], int]]:
+    """A function that starts a harvest, kills it after some seconds, and returns its exit code.
+
+    The harvests are forks of one process, since what they import takes longer than they do.
     """
-    child = subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE)
-    assert child.stdout and child.stdout.readline() == "started\n"
-    return child
+    code = f"""if True:
+        import os, sys, traceback
+        from gps_guidance.geo import Bounds
+        from gps_guidance.photos import commons_search, flickr_search
+        from gps_guidance.photos.harvest import harvest
+        for search, name, value in {LIMITS}:
+            setattr(globals()[search], name, value)
+        for _ in sys.stdin:
+            pid = os.fork()
+            if not pid:
+                try:
+                    harvest("{provider}", Bounds(*{BOX.as_tuple()}), "{out}", licences=["any"],
+                            endpoint="{getattr(server, provider)}", contact="me", per_hour=72000)
+                    os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+            print(pid, flush=True)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    """
+    with subprocess.Popen([sys.executable, "-c", code], text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as mother:
+        assert mother.stdin and mother.stdout
+
+        def run(seconds: float) -> int:
+            print(file=mother.stdin, flush=True)
+            pid = int(mother.stdout.readline())
+            if seconds < math.inf:
+                time.sleep(seconds)
+                os.kill(pid, signal.SIGKILL)
+            return int(mother.stdout.readline())
+
+        yield run
+        mother.stdin.close()
 
 
 @pytest.mark.parametrize(("provider", "kills"), [
@@ -353,30 +396,34 @@ def test_a_killed_harvest_goes_on(
     whole = contents(tmp_path / "whole")
     asked = server.searches()
     out, rng = tmp_path / "killed", random.Random(kills)
-    for _ in range(kills):
-        child = start(server, provider, out)
-        time.sleep(rng.uniform(0.0, 2.0 * len(asked) * 0.05 / kills))
-        child.kill()
-        child.communicate()
-        done = {name: data for name, data in contents(out).items() if name.startswith("tiles/r")}
-        assert done.items() <= whole.items()  # no half-written file, and none that differs
-    server.requests.clear()
-    child = start(server, provider, out)
-    assert child.wait(60) == 0, child.communicate()
+    with nursery(server, provider, out) as run:
+        for _ in range(kills):
+            assert run(rng.uniform(0.0, 1.4 * len(asked) * 0.05 / kills)) == -signal.SIGKILL
+            done = {name: data for name, data in contents(out).items() if name[:7] == "tiles/r"}
+            assert done.items() <= whole.items()  # no half-written file, and none that differs
+        server.requests.clear()
+        assert run(math.inf) == 0
     assert contents(out) == whole
-    assert len(server.searches()) < len(asked) and len(set(server.searches())) == len(
-        server.searches())
-    boxes = [json.loads(data) for name, data in done.items()]
-    finished = {tuple(box["bounds"]) for box in boxes if "records" in box and "from" not in box}
-    assert not finished & {boxed(search) for search in server.searches()}
+    again = server.searches()
+    assert len(set(again)) == len(again) and set(again) < set(asked)
+    finished = [json.loads(data) for data in done.values()]
+    assert not {place(tile) for tile in finished} & {place_of(search) for search in again}
     times = [request.at for request in server.requests]
     assert times[-1] - times[0] >= (len(times) - 1) * 0.05 - 0.04  # 72 000 an hour
 
 
-def boxed(search: tuple[str, ...]) -> tuple[float, ...]:
-    """The bounds of a search on Commons."""
-    north, west, south, east = map(float, (search[4] or "0|0|0|0").split("|"))
-    return south, west, north, east
+def place(tile: dict[str, Any]) -> tuple[Any, ...]:
+    """The box and the days of a stored tile."""
+    return *tile["bounds"], tile.get("from", ""), tile.get("to", "")
+
+
+def place_of(search: tuple[str, ...]) -> tuple[Any, ...]:
+    """The box and the days of a search on Flickr or Commons."""
+    if search[0]:
+        west, south, east, north = map(float, search[0].split(","))
+    else:
+        north, west, south, east = map(float, search[4].split("|"))
+    return south, west, north, east, search[1][:10], search[2][:10]
 
 
 @pytest.mark.parametrize("provider", ["flickr", "commons"])

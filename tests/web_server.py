@@ -127,7 +127,7 @@ class Server:
         size, page = int(fields["per_page"]), int(fields["page"])
         reached = found[:self.reach]
         pages = -(-len(found) // size)
-        if not self.pages_end or len(found) > self.reach:  # then the last page is given again and again
+        if not self.pages_end or len(found) > self.reach:  # the last page is given again and again
             page = max(1, min(page, -(-len(reached) // size)))
         start = max(0, (page - 1) * size - self.overlap)
         return {"stat": "ok", "photos": {
@@ -154,7 +154,7 @@ class Server:
 
 def flickr_json(photo: Photo) -> dict[str, Any]:
     return {
-        "id": str(photo.number), "owner": "12345@N00", "ownername": "Ada <b>L.</b>",
+        "id": str(photo.number), "owner": "12345@N00", "secret": "5ec", "server": "65535",
         "title": photo.title, "description": {"_content": photo.description},
         "license": photo.licence, "latitude": str(photo.lat), "longitude": photo.lon,
         "accuracy": "16", "datetaken": photo.taken.isoformat(" "), "datetakenunknown": "0",
@@ -190,6 +190,7 @@ class _Http(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or answers wait 40 ms for an acknowledgement
     owner: Server
 
     def log_message(self, format: str, *args: Any) -> None:

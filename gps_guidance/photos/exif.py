@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,20 @@ def gps_of(exif: Image.Exif) -> GPSReading:
         raise Rejected("no_gps", "no GPS position in the metadata")
     lat = _degrees(ifd[tag.GPSLatitude], ifd.get(tag.GPSLatitudeRef), "N", "S")
     lon = _degrees(ifd[tag.GPSLongitude], ifd.get(tag.GPSLongitudeRef), "E", "W")
+    return replace(
+        _checked(lat, lon), horizontal_error_m=_optional(ifd.get(tag.GPSHPositioningError)),
+        heading_deg=_heading(ifd), taken_at=_taken_at(exif),
+    )
+
+
+def _checked(lat: float, lon: float) -> GPSReading:
     if lat == 0 and lon == 0:
         raise Rejected("null_island", "the position is (0, 0)")
     try:
         geo.check_lat_lon((lat, lon))
     except ValueError as error:
         raise Rejected("out_of_range", str(error)) from error
-    return GPSReading(
-        lat, lon, _optional(ifd.get(tag.GPSHPositioningError)), _heading(ifd), _taken_at(exif)
-    )
+    return GPSReading(lat, lon)
 
 
 def _optional(value: Any) -> float | None:
@@ -134,9 +139,51 @@ def read_gps(path: str | Path) -> GPSReading:
 
 
 def position_of(photo: Image.Image) -> GPSReading:
+    """The position in the photo's EXIF or, if that has none, in its XMP; Rejected as ``gps_of``."""
     try:
-        return gps_of(photo.getexif())
+        exif = photo.getexif()
+        try:
+            return gps_of(exif)
+        except Rejected as error:
+            if error.reason != "no_gps":
+                raise
+            reading = xmp_gps(_xmp(photo))
+            if reading is None:
+                raise
+            return replace(reading, taken_at=_taken_at(exif))
     except Rejected:
         raise
     except Exception as error:  # Pillow raises anything on damaged EXIF
         raise Rejected("bad_gps", f"{type(error).__name__}: {error}") from error
+
+
+def _xmp(photo: Image.Image) -> str:
+    """The photo's XMP packet, where Pillow leaves it for each format; empty if there is none."""
+    for key in ("xmp", "XML:com.adobe.xmp"):
+        packet = photo.info.get(key)
+        if packet:
+            return packet.decode("utf-8", "replace") if isinstance(packet, bytes) else str(packet)
+    return ""
+
+
+def xmp_gps(packet: str) -> GPSReading | None:
+    """The position in an XMP packet (exif:GPSLatitude and exif:GPSLongitude), None if it has none.
+
+    As attributes or elements, in XMP's own form, "43,43,22.6N" or "43,43.377N", or in degrees, as
+    some programs write. Only these two are looked for: no XML of strangers is parsed. Rejected as
+    ``gps_of``.
+    """
+    found = [re.search(rf'GPS{axis}(?:\s*=\s*["\']|>)\s*([^"\'<]+)', packet)
+             for axis in ("Latitude", "Longitude")]
+    if found[0] is None or found[1] is None:
+        return None
+    lat = _xmp_degrees(found[0][1].strip(), "N", "S")
+    lon = _xmp_degrees(found[1][1].strip(), "E", "W")
+    return _checked(lat, lon)
+
+
+def _xmp_degrees(text: str, positive: str, negative: str) -> float:
+    ref = text[-1:].upper()
+    if ref in (positive, negative):
+        return _degrees(tuple(text[:-1].split(",")), ref, positive, negative)
+    return _ratio(text)

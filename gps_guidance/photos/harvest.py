@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from gps_guidance import geo
 from gps_guidance.photos import web
-from gps_guidance.photos.commons import Commons
-from gps_guidance.photos.flickr import FIRST_DAY, Flickr
+from gps_guidance.photos.commons_search import Commons
+from gps_guidance.photos.flickr_search import FIRST_DAY, Flickr
 from gps_guidance.photos.manifest import write_whole
 from gps_guidance.photos.search import OPEN_LICENCES, Source, Tile
 

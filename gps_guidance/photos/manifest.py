@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 from gps_guidance import geo
 
 VERSION = "1"
+OWN_IMAGE = re.compile(r"[0-9a-f]{16}\.jpg")  # under images/
 SCHEMA = pa.schema(
     [
         ("id", pa.string()), ("file", pa.string()), ("sha256", pa.string()),
@@ -24,17 +27,26 @@ SCHEMA = pa.schema(
         ("heading_deg", pa.float64()), ("east_m", pa.float64()), ("north_m", pa.float64()),
         ("bearing_deg", pa.float64()), ("distance_m", pa.float64()), ("bin", pa.int32()),
         ("taken_at", pa.string()), ("owner", pa.string()), ("licence", pa.string()),
-        ("source", pa.string()), ("caption", pa.string()), ("split", pa.string()),
+        ("source", pa.string()), ("url", pa.string()), ("caption", pa.string()),
+        ("split", pa.string()),
     ],
     metadata={"gps_guidance_manifest_version": VERSION},
 )
 REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
+# Why a photo is left out, as docs/formats.md says at length.
+REASONS = frozenset({
+    "not_an_image", "bad_record", "unreadable", "truncated", "not_downloaded", "too_large",
+    "too_small", "no_gps", "bad_gps", "null_island", "out_of_range", "outside_bounds", "too_far",
+    "too_near", "duplicate", "near_duplicate", "taken_down", "owner_limit", "few_owners",
+})
+
 
 class Rejected(Exception):
-    """A photo that does not enter the dataset: a counted reason and a detail for people."""
+    """A photo that does not enter the dataset: one of :data:`REASONS`, and a detail for people."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
+        assert reason in REASONS, reason
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 
@@ -52,10 +64,15 @@ class Manifest:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+def is_dataset(folder: str | Path) -> bool:
+    """Whether this is a dataset folder."""
+    return all((Path(folder) / name).is_file() for name in ("dataset.json", "manifest.parquet"))
+
+
 def load_manifest(root: str | Path) -> Manifest:
     """Read a dataset folder back; ValueError if it is none or of another version."""
     root = Path(root)
-    if not (root / "manifest.parquet").is_file() or not (root / "dataset.json").is_file():
+    if not is_dataset(root):
         raise ValueError(f"{root} is not a dataset folder: make one with `gps-guidance ingest`.")
     about = json.loads((root / "dataset.json").read_text("utf-8"))
     if about["version"] != VERSION:
@@ -69,16 +86,52 @@ def load_manifest(root: str | Path) -> Manifest:
                     bounds, about["rejected"])
 
 
-def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    columns = {name: [row.get(name) for row in rows] for name in schema.names}
+class TableBuilder:
+    """A table that grows by rows or by tables; rows do not stay Python objects for long."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema, self._tables = schema, [schema.empty_table()]
+        self._rows: list[Mapping[str, Any]] = []
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add one row; what it does not have is null."""
+        self._rows.append(row)
+        if len(self._rows) >= 4096:
+            self._flush()
+
+    def extend(self, columns: Mapping[str, Any], count: int) -> None:
+        """Add ``count`` rows by columns; missing ones, and those that are None, are null."""
+        self._flush()
+        arrays = [
+            pa.nulls(count, field.type) if columns.get(field.name) is None
+            else pa.array(columns[field.name], field.type, from_pandas=True)
+            for field in self._schema
+        ]
+        self._tables.append(pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._tables.append(pa.Table.from_pylist(
+                [{name: row.get(name) for name in self._schema.names} for row in self._rows],
+                schema=self._schema,
+            ))
+            self._rows = []
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.concat_tables(self._tables).combine_chunks()
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file at once; the same table gives the same bytes."""
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     write_whole(path, buffer.getvalue())
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file at once: under a temporary name, then renamed. A full disk is a ValueError."""
-    stage = path.with_name(f".{path.name}.part")
+    stage = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         stage.write_bytes(data)
         os.replace(stage, path)

@@ -78,16 +78,16 @@ class Source(Protocol):
         """The photos of a tile; None if it has to be halved first."""
 
 
-def record(
-    provider: str, photo_id: str, *, source: str, url: str | None, lat: Any, lon: Any,
-    taken_at: str | None, owner: str | None, licence: str | None, caption: str | None,
-) -> dict[str, Any]:
-    """One photo as it is stored (docs/formats.md)."""
-    return {
-        "id": photo_id, "provider": provider, "source": plain_text(source),
-        "url": plain_text(url), "lat": float(lat), "lon": float(lon), "taken_at": taken_at,
-        "owner": plain_text(owner), "licence": plain_text(licence), "caption": plain_text(caption),
-    }
+def record(provider: str, photo_id: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """One photo as it is stored (docs/formats.md), from a row with the columns of a record."""
+    texts = {name: plain_text(row[name]) for name in ("source", "url", "owner", "licence",
+                                                      "caption")}
+    return {"id": str(photo_id), "provider": provider, "lat": _number(row["lat"]),
+            "lon": _number(row["lon"]), "taken_at": local_time(row["taken_at"]), **texts}
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def plain_text(text: str | None) -> str | None:

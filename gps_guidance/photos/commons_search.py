@@ -105,18 +105,18 @@ class Commons:
         says = {key: plain_text(str(each.get("value", "")))
                 for key, each in info.get("extmetadata", {}).items()}
         licence = says.get("LicenseShortName") or says.get("UsageTerms") or ""
-        taken_at = local_time(says.get("DateTimeOriginal"))
+        taken_at = says.get("DateTimeOriginal")
         first, last = self._days
-        in_time = first <= (taken_at or "")[:10] <= last
+        in_time = first <= (local_time(taken_at) or "")[:10] <= last
         if (self._dated and not in_time) or not is_licence(licence, self._wanted):
             return None
         title = re.sub(r"^File:|\.\w+$", "", page["title"])
-        return record(
-            "commons", str(page["pageid"]), source=info["descriptionurl"],
-            url=info.get("thumburl") or info["url"], lat=place["lat"], lon=place["lon"],
-            taken_at=taken_at, owner=says.get("Artist") or info.get("user"), licence=licence,
-            caption=says.get("ImageDescription") or title,
-        )
+        return record("commons", page["pageid"], {
+            "source": info["descriptionurl"], "url": info.get("thumburl") or info["url"],
+            "lat": place["lat"], "lon": place["lon"], "taken_at": taken_at,
+            "owner": says.get("Artist") or info.get("user"), "licence": licence,
+            "caption": says.get("ImageDescription") or title,
+        })
 
 
 def _answer(body: bytes) -> dict[str, Any]:
