@@ -37,8 +37,8 @@ Photo = tuple[str, Path]  # the manifest's id, and the image
 
 @dataclass
 class CaptionSummary:
-    """How many photos have a caption of this model, had another one and keep it, got none (the image
-    cannot be read, or the model said nothing), and are records without an image."""
+    """How many photos have a caption of this model, had another one and keep it, got none (the
+    image cannot be read, or the model said nothing), and are records without an image."""
 
     captioned: int
     kept: int
@@ -60,9 +60,9 @@ class Captioner:
             self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
             if getattr(self.processor, "chat_template", None):
                 raise ValueError("It is a chat model.")
-            self.model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=self.dtype, use_safetensors=True, trust_remote_code=False,
-            ).to(device).eval()
+            )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"{name} cannot be loaded as a captioner. Give a folder, or a name on the Hub, of "
@@ -71,6 +71,7 @@ class Captioner:
                 "that comes with a model is never run. Captions made elsewhere can be brought in "
                 f"by a CSV file. {' '.join(str(error).split())}"
             ) from error
+        self.model = model.to(device).eval()
         log.info("%s in %s on %s", name, self.dtype, device)
 
     @torch.no_grad()

@@ -50,6 +50,7 @@ class Manifest:
     center: geo.LatLon | None = None
     bounds: geo.Bounds | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    num_bins: int = 36
 
 
 def load_manifest(root: str | Path) -> Manifest:
@@ -66,7 +67,7 @@ def load_manifest(root: str | Path) -> Manifest:
     center = tuple(about["center"]) if about["center"] else None
     bounds = geo.Bounds(*about["bounds"]) if about["bounds"] else None
     return Manifest(pq.read_table(root / "manifest.parquet"), root, about["landmark"], center,
-                    bounds, about["rejected"])
+                    bounds, about["rejected"], about["num_bins"])
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
