@@ -14,35 +14,23 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
 from gps_guidance import geo
 from gps_guidance.page import html_page
+from gps_guidance.photos import drawings
+from gps_guidance.photos.drawings import INK
 from gps_guidance.photos.images import open_image, upright
 from gps_guidance.photos.manifest import Manifest, Rejected, load_manifest, write_whole
-from gps_guidance.photos.troubles import (
-    GRID,
-    bin_counts,
-    cell_counts,
-    numbers,
-    texts,
-    times,
-    troubles,
-)
+from gps_guidance.photos.troubles import numbers, texts, times, troubles
 
-INK, SOFT, PAPER, BLUE, RED = "#333333", "#d9d9d9", "#eeeeee", "#2f6f9f", "#c0342b"
+PAPER = "#eeeeee"
 THUMB = 108  # pixels, side of a square picture; others have its area
-MANY = 1500  # photos, above which the map shows densities and not points
 SHEET = 96  # about so many pictures of a city
 NO_POSITIONS = ("Positions are not shown, because this report lies outside the dataset's folder; "
                 "--with-positions shows them.")
@@ -58,15 +46,6 @@ td.n { text-align: right; font-variant-numeric: tabular-nums }
 .bar { background: #2f6f9f; height: .7rem; border-radius: 2px; min-width: 1px }
 .note { color: #666 } th { text-align: left; font-weight: 600 }
 """
-
-
-@dataclass
-class Cell:
-    """A place in the contact sheet: what it is, how many photos it has, and one of them."""
-
-    label: str
-    count: int
-    picture: Image.Image
 
 
 def inspect(dataset: str | Path, out: str | Path | None = None, *, with_positions: bool = False
@@ -162,7 +141,7 @@ def _rankings(manifest: Manifest) -> dict[str, list[tuple[str, int]]]:
 # --- contact sheet ---------------------------------------------------------------------------
 
 
-def _contact_sheet(manifest: Manifest, with_positions: bool) -> tuple[int, list[Cell]]:
+def _contact_sheet(manifest: Manifest, with_positions: bool) -> tuple[int, list[drawings.Cell]]:
     """Columns and cells: by bearing, by place with north above, or, where a place must not be told,
     photos from all over the manifest."""
     if manifest.center:
@@ -176,8 +155,8 @@ def _contact_sheet(manifest: Manifest, with_positions: bool) -> tuple[int, list[
         total = len(manifest.rows)
         groups = np.arange(total) * min(total, SHEET) // total
         return 12, _cells(manifest, groups, np.zeros(total), [""] * (int(groups[-1]) + 1))
-    east, north = _east_north(manifest).T
-    low, high = _extent(manifest, np.stack([east, north], axis=1))
+    east, north = drawings.east_north(manifest).T
+    low, high = drawings.extent(manifest, np.stack([east, north], axis=1))
     width, height = high - low
     side = max(width, height, 1.0)  # a street is shown with what lies beside it
     pad = np.maximum(0, np.array([side, 0.6 * side]) - (width, height)) / 2
@@ -194,7 +173,7 @@ def _contact_sheet(manifest: Manifest, with_positions: bool) -> tuple[int, list[
 
 
 def _cells(manifest: Manifest, group: np.ndarray, off: np.ndarray, labels: list[str]
-           ) -> list[Cell]:
+           ) -> list[drawings.Cell]:
     """For each group of photos [N] the readable one with the smallest ``off`` [N], of the first
     three."""
     counts = np.bincount(group, minlength=len(labels))
@@ -206,7 +185,7 @@ def _cells(manifest: Manifest, group: np.ndarray, off: np.ndarray, labels: list[
         candidates = (files[int(i)].as_py() for i in order[starts[k] : starts[k + 1]][:3])
         pictures = (_thumbnail(manifest.root / file, size) for file in candidates if file)
         picture = next((p for p in pictures if p is not None), Image.new("RGB", size, PAPER))
-        cells.append(Cell(label, int(counts[k]), picture))
+        cells.append(drawings.Cell(label, int(counts[k]), picture))
     return cells
 
 
@@ -227,161 +206,6 @@ def _thumbnail(path: Path, size: tuple[int, int]) -> Image.Image | None:
         return None
 
 
-# --- drawings --------------------------------------------------------------------------------
-
-
-def _east_north(manifest: Manifest) -> np.ndarray:
-    """Metres [N, 2] from the landmark's centre, the middle of the box, or the median photo."""
-    latlon = np.stack([numbers(manifest, "lat"), numbers(manifest, "lon")], axis=1)
-    box = manifest.bounds
-    middle = ((box.south + box.north) / 2, (box.west + box.east) / 2) if box else (
-        tuple(np.median(latlon, axis=0)))
-    return geo.local_m(latlon, manifest.center or middle)
-
-
-def _extent(manifest: Manifest, east_north: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """South-west and north-east corner [2] of what the map shows: all photos but a far hundredth,
-    and the centre of a landmark."""
-    low, high = np.quantile(east_north, (0.005, 0.995), axis=0)
-    if manifest.center:
-        low, high = np.minimum(low, 0), np.maximum(high, 0)
-    return low, high
-
-
-def _draw_map(axes: Axes, manifest: Manifest) -> None:
-    east_north = _east_north(manifest)
-    low, high = _extent(manifest, east_north)
-    half = max(float((high - low).max()) / 2 * 1.1, 5.0)
-    (x, y) = (low + high) / 2
-    inside = (np.abs(east_north - (x, y)) <= half).all(axis=1)
-    points = east_north[inside]
-    if len(points) > MANY:
-        drawn = axes.hexbin(points[:, 0], points[:, 1], gridsize=36, mincnt=1, norm=LogNorm(),
-                            cmap="YlGnBu", linewidths=0.1,
-                            extent=(x - half, x + half, y - half, y + half))
-        bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.02, format="%g")
-        bar.set_label("photos in a cell", fontsize=8)
-        bar.ax.tick_params(labelsize=8)
-    else:
-        size = float(np.clip(3000 / max(len(points), 1), 6, 36))
-        axes.scatter(points[:, 0], points[:, 1], s=size, color=BLUE, alpha=0.6, linewidths=0)
-    if manifest.center:
-        axes.plot(0, 0, marker="*", markersize=15, color=RED, markeredgecolor="white")
-        distance = float(np.median(np.hypot(*points.T)))
-        axes.add_patch(Circle((0, 0), distance, fill=False, color=RED, linewidth=0.8,
-                              linestyle=":"))
-    axes.set(xlim=(x - half, x + half), ylim=(y - half, y + half), aspect="equal")
-    axes.set_xlabel("metres east", fontsize=8, color=INK)
-    axes.set_ylabel("metres north", fontsize=8, color=INK)
-    axes.grid(color=SOFT, linewidth=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    beyond = f", {len(east_north) - len(points):,} beyond" if not inside.all() else ""
-    ring = "; dotted: their median distance" if manifest.center else ""
-    _name(axes, f"Where ({len(points):,} photos{beyond}{ring})")
-
-
-def _draw_rose(axes: Any, manifest: Manifest) -> None:
-    """Photos in each bearing bin; the empty ones are red at the rim."""
-    counts = bin_counts(manifest)
-    width = 2 * np.pi / len(counts)
-    angles = width * np.arange(len(counts))
-    top = max(int(counts.max()), 1)
-    axes.set_theta_zero_location("N")
-    axes.set_theta_direction(-1)
-    axes.bar(angles, counts, width * 0.92, color=BLUE)
-    empty = counts == 0
-    axes.bar(angles[empty], 0.05 * top, width * 0.92, bottom=1.02 * top, color=RED)
-    axes.set_ylim(0, 1.08 * top)
-    axes.set_thetagrids(range(0, 360, 30))
-    axes.set_rgrids([top / 2, top], ["", ""])
-    axes.grid(color=SOFT, linewidth=0.6)
-    axes.spines["polar"].set_visible(False)
-    _name(axes, f"Bearings: up to {top:,} photos in a bin, {int(empty.sum())} of {len(counts)} "
-          "bins empty (red)")
-
-
-def _draw_numbers(axes: Axes, manifest: Manifest) -> None:
-    """How many cells of a city hold how many photos."""
-    counts = cell_counts(manifest).ravel()
-    axes.bar(range(len(counts)), np.sort(counts)[::-1], width=1.0, color=BLUE)
-    axes.set_xlim(-0.5, len(counts) - 0.5)
-    axes.set_xticks([])
-    axes.spines[["top", "right"]].set_visible(False)
-    empty = int((counts == 0).sum())
-    _name(axes, f"Photos in each of {GRID} x {GRID} cells, the fullest first; {empty} empty")
-
-
-def _draw_bars(axes: Axes, title: str, rows: list[tuple[str, int]], longest: int) -> None:
-    """A bar for each row, as thick as where there are ``longest`` of them."""
-    labels = [textwrap.shorten(name, 26, placeholder="...") or name[:26] for name, _ in rows]
-    counts = [count for _, count in rows]
-    bars = axes.barh(range(len(rows)), counts, color=BLUE, height=0.65)
-    axes.bar_label(bars, [f" {count:,}" for count in counts], fontsize=8, color=INK)
-    axes.set_yticks(range(len(rows)), labels, parse_math=False)
-    axes.set_ylim(longest - 0.4, -0.6)
-    axes.set_xlim(0, 1.2 * max(counts, default=1))
-    axes.set_xticks([])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    if not rows:
-        axes.text(0.02, 0.9, "none", transform=axes.transAxes, color=INK, va="top")
-    _name(axes, title)
-
-
-def _draw_dates(axes: Axes, manifest: Manifest) -> None:
-    """By month, or by year if that makes more than three years."""
-    when = times(manifest)
-    months = np.array([t.year * 12 + t.month - 1 for t in when], dtype=int)
-    by_year = len(months) > 0 and np.ptp(months) > 36
-    steps = months // 12 if by_year else months
-    if len(steps):
-        counts = np.bincount(steps - steps.min())
-        axes.bar(range(len(counts)), counts, color=BLUE)
-        shown = range(0, len(counts), max(1, len(counts) // 6))
-        first = int(steps.min())
-        axes.set_xticks(shown, [str(first + k) if by_year else
-                                f"{(first + k) // 12}-{(first + k) % 12 + 1:02d}" for k in shown])
-        axes.set_xlim(min(-0.6, len(counts) / 2 - 3), max(len(counts) - 0.4, len(counts) / 2 + 2))
-    _clean(axes, f"Photos by {'year' if by_year else 'month'}", len(when))
-
-
-def _draw_hours(axes: Axes, manifest: Manifest) -> None:
-    when = times(manifest)
-    axes.bar(range(24), np.bincount([t.hour for t in when] or [0], minlength=24) * bool(when),
-             color=BLUE)
-    axes.set_xticks(range(0, 24, 3))
-    axes.set_xlim(-0.6, 23.6)
-    _clean(axes, "Photos by hour of day, local time", len(when))
-
-
-def _clean(axes: Axes, title: str, count: int) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    if not count:
-        axes.axis("off")
-        axes.text(0.02, 0.9, "no photo says when", transform=axes.transAxes, color=INK, va="top")
-    _name(axes, title)
-
-
-def _name(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)
-    axes.tick_params(labelsize=8, colors=INK)
-
-
-def _draw_sheet(axes: Axes, columns: int, cells: list[Cell], title: str) -> None:
-    width, height = cells[0].picture.size
-    gap, label = 6, 18 if any(cell.label for cell in cells) else 6
-    rows = math.ceil(len(cells) / columns)
-    sheet = Image.new("RGB", (columns * (width + gap), rows * (height + label)), "white")
-    for k, cell in enumerate(cells):
-        left, top = k % columns * (width + gap), k // columns * (height + label) + label
-        sheet.paste(cell.picture, (left, top))
-        axes.text(left + width / 2, top - 4, cell.label, fontsize=7, ha="center", color=INK)
-    axes.imshow(sheet)
-    axes.axis("off")
-    _name(axes, title)
-
-
 # --- the two files ---------------------------------------------------------------------------
 
 
@@ -399,7 +223,7 @@ def _png(figure: Figure, dpi: int = 100) -> bytes:
     return buffer.getvalue()
 
 
-def _overview(manifest: Manifest, found: list[str], columns: int, cells: list[Cell],
+def _overview(manifest: Manifest, found: list[str], columns: int, cells: list[drawings.Cell],
               with_positions: bool) -> bytes:
     """``report.png``: everything but the captions on one sheet."""
     lines = [f"{name}: {value}" for name, value in _facts(manifest)]
@@ -422,38 +246,38 @@ def _overview(manifest: Manifest, found: list[str], columns: int, cells: list[Ce
               transform=head.transAxes, parse_math=False)
     place = figure.add_subplot(grid[1, :3])
     if with_positions:
-        _draw_map(place, manifest)
+        drawings.draw_map(place, manifest)
     else:
         place.axis("off")
         place.text(0, 0.5, textwrap.fill(NO_POSITIONS, 60), color=INK, transform=place.transAxes)
     if manifest.center:
-        _draw_rose(figure.add_subplot(grid[1, 3:], projection="polar"), manifest)
+        drawings.draw_rose(figure.add_subplot(grid[1, 3:], projection="polar"), manifest)
     else:
-        _draw_numbers(figure.add_subplot(grid[1, 3:]), manifest)
+        drawings.draw_numbers(figure.add_subplot(grid[1, 3:]), manifest)
     for k, (title, ranking) in enumerate(rankings.items()):
-        _draw_bars(figure.add_subplot(grid[2, 2 * k : 2 * k + 2]), title, ranking, longest)
-    _draw_dates(figure.add_subplot(grid[3, :3]), manifest)
-    _draw_hours(figure.add_subplot(grid[3, 3:]), manifest)
-    _draw_sheet(figure.add_subplot(grid[4, :]), columns, cells,
+        drawings.draw_bars(figure.add_subplot(grid[2, 2 * k : 2 * k + 2]), title, ranking, longest)
+    drawings.draw_dates(figure.add_subplot(grid[3, :3]), manifest)
+    drawings.draw_hours(figure.add_subplot(grid[3, 3:]), manifest)
+    drawings.draw_sheet(figure.add_subplot(grid[4, :]), columns, cells,
                 _sheet_title(manifest, with_positions))
     return _png(figure)
 
 
-def _page(manifest: Manifest, found: list[str], columns: int, cells: list[Cell],
+def _page(manifest: Manifest, found: list[str], columns: int, cells: list[drawings.Cell],
           with_positions: bool) -> str:
     facts = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>"
                     for name, value in _facts(manifest))
     listed = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in found)
     trouble = f'<ul class="troubles">{listed}</ul>' if found else "<p>Nothing stands out.</p>"
-    where = (_figure(lambda axes: _draw_map(axes, manifest), "map of the positions", (6, 5))
+    where = (_figure(manifest, drawings.draw_map, "map of the positions", (6, 5))
              if with_positions else f'<p class="note">{NO_POSITIONS}</p>')
     if manifest.center:
-        where += _figure(lambda axes: _draw_rose(axes, manifest), "rose of bearings", (5, 5),
+        where += _figure(manifest, drawings.draw_rose, "rose of bearings", (5, 5),
                          "polar")
     else:
-        where += _figure(lambda axes: _draw_numbers(axes, manifest), "photos by cell", (5, 5))
-    when = _figure(lambda axes: _draw_dates(axes, manifest), "photos by date", (6, 2.2))
-    when += _figure(lambda axes: _draw_hours(axes, manifest), "photos by hour", (5, 2.2))
+        where += _figure(manifest, drawings.draw_numbers, "photos by cell", (5, 5))
+    when = _figure(manifest, drawings.draw_dates, "photos by date", (6, 2.2))
+    when += _figure(manifest, drawings.draw_hours, "photos by hour", (5, 2.2))
     tables = "".join(_bars(title, rows) for title, rows in _rankings(manifest).items())
     sheet = "".join(f"<figure>{_img(cell)}{cell.label} <b>{cell.count:,}</b></figure>"
                     for cell in cells)
@@ -474,16 +298,16 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _figure(draw: Callable[[Axes], None], alt: str, size: tuple[float, float],
-            projection: str | None = None) -> str:
+def _figure(manifest: Manifest, draw: Callable[[Axes, Manifest], None], alt: str,
+            size: tuple[float, float], projection: str | None = None) -> str:
     """A drawing as an image within the page."""
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    draw(figure.add_subplot(projection=projection))
+    draw(figure.add_subplot(projection=projection), manifest)
     return (f'<img class="figure" width="{96 * size[0]:.0f}" alt="{alt}" '
             f'src="{_uri("png", _png(figure, 120))}">')
 
 
-def _img(cell: Cell) -> str:
+def _img(cell: drawings.Cell) -> str:
     buffer = io.BytesIO()
     cell.picture.save(buffer, "JPEG", quality=85)
     alt = f"a photo from {cell.label}" if cell.label else "a photo"
