@@ -82,7 +82,7 @@ def ours(arguments: list[str]) -> tuple[float, int]:
 
 
 def write_records(path: Path) -> None:
-    """Half a million records of a city as a harvest gives them, one in twenty of them not usable."""
+    """Half a million records of a city as a harvest gives them, one in twenty not usable."""
     rng = np.random.default_rng(0)
     lat = rng.uniform(40.70, 40.88, RECORDS)
     lon = rng.uniform(-74.02, -73.91, RECORDS)

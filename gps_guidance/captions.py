@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from gps_guidance.photos.images import open_image, upright
-from gps_guidance.photos.manifest import Manifest, Rejected, load_manifest, write_whole
+from gps_guidance.photos.manifest import Manifest, Rejected, load_manifest, write_table
 
 log = logging.getLogger(__name__)
 
@@ -205,9 +204,7 @@ def _merge(manifest: Manifest, photos: list[Photo], done: dict[str, str]) -> Cap
     place = manifest.rows.schema.get_field_index("caption")
     rows = manifest.rows.set_column(place, manifest.rows.schema.field(place),
                                     pa.array(texts, pa.string()))
-    buffer = pa.BufferOutputStream()
-    pq.write_table(rows, buffer, compression="zstd")
-    write_whole(manifest.root / "manifest.parquet", buffer.getvalue().to_pybytes())
+    write_table(manifest.root / "manifest.parquet", rows)
     without_image = files.count(None)
     return CaptionSummary(len(made), len(ids) - without_image - len(photos),
                           len(photos) - len(made), without_image)
