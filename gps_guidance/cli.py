@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,6 +54,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _day(text: str) -> date:
+    """``YYYY-MM-DD``."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day, such as 2019-05-31") from error
+
+
 def _part(text: str) -> tuple[int, int]:
     """``K/N``: the K-th of N parts."""
     try:
@@ -84,6 +93,33 @@ def _fraction(text: str) -> float:
     if not 0 <= part < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a fraction from 0 to below 1")
     return part
+
+
+def _add_harvest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("provider", choices=["flickr", "commons"],
+                        help="flickr: needs a key in the environment variable FLICKR_API_KEY; "
+                        "commons: Wikimedia Commons, needs --contact")
+    parser.add_argument("--bbox", type=_box, required=True, metavar="S,W,N,E",
+                        help="where the photos were taken")
+    parser.add_argument("--from", type=_day, dest="first", metavar="DAY",
+                        help="the first day of taking, as 2019-05-31")
+    parser.add_argument("--to", type=_day, dest="last", metavar="DAY", help="the last one")
+    parser.add_argument("--licences", nargs="+", metavar="NAME",
+                        help="such as \"CC BY-NC\", or any; default: those that let everybody use "
+                        "and change a photo")
+    parser.add_argument("--contact", help="your e-mail address or page, told to the site")
+    parser.add_argument("--endpoint", metavar="URL", help="another server with the same API")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+
+
+def _harvest(args: argparse.Namespace) -> None:
+    from gps_guidance.photos.harvest import harvest
+
+    summary = harvest(
+        args.provider, args.bbox, args.out, first=args.first, last=args.last,
+        licences=args.licences, contact=args.contact, endpoint=args.endpoint,
+    )
+    print(f"{summary.photos} photos in {summary.records}")
 
 
 def _add_ingest(parser: argparse.ArgumentParser) -> None:
@@ -287,6 +323,7 @@ def _miniature(args: argparse.Namespace) -> None:
 
 
 VERBS = {
+    "harvest": (_add_harvest, _harvest, "records of photos of an area, from a photo site"),
     "ingest": (_add_ingest, _ingest, "geotagged photos and records -> a clean dataset"),
     "inspect": (_add_inspect, _inspect, "a dataset -> a report with what training will dislike"),
     "caption": (_add_caption, _caption, "captions for a dataset by a model such as BLIP"),

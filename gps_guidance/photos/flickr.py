@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
-import re
 from typing import Any
+
+from gps_guidance.photos.search import plain_text
 
 # flickr.photos.licenses.getInfo: the numbers that photos carry.
 LICENCES: dict[int, str] = {
@@ -67,4 +67,4 @@ def _words(text: Any) -> str | None:
     """Text of the API, where it has HTML and may be wrapped, as plain text in one line."""
     if isinstance(text, dict):
         text = text.get("_content")
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", str(text or ""))).split()) or None
+    return plain_text(str(text or ""))

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -157,7 +157,9 @@ def _read(
     except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError,
             requests.exceptions.ContentDecodingError):
         raise Later("the connection failed or broke off") from None
-    except (requests.RequestException, UnicodeError) as error:
+    except WebError:
+        raise
+    except (requests.RequestException, ValueError) as error:
         raise WebError(f"{where}: not an address ({type(error).__name__}).") from None
 
 
@@ -201,7 +203,7 @@ def _body(response: requests.Response, where: str, max_bytes: int) -> bytes:
 class Download:
     """What became of one download: ``error`` is None if the file is at ``target``, else why not."""
 
-    url: str
+    url: str = field(repr=False)
     target: Path
     error: str | None = None
 
