@@ -205,6 +205,51 @@ def _takedown(args: argparse.Namespace) -> None:
     print(f"{take_down(args.dataset, args.owners)} photos removed from {args.dataset}")
 
 
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="folder written by `gps-guidance ingest`")
+    parser.add_argument("--out", metavar="FOLDER", help="folder to write; default DATASET/inspect")
+    parser.add_argument("--with-positions", action="store_true",
+                        help="show positions even where --out lies outside the dataset")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from gps_guidance.photos.inspection import inspect
+
+    page, found = inspect(args.dataset, args.out, with_positions=args.with_positions)
+    for sentence in found:
+        print(f"- {sentence}")
+    print(page)
+
+
+def _add_caption(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="folder written by `gps-guidance ingest`")
+    parser.add_argument("--model", required=True, help="a captioner, by folder or name on the "
+                        "Hugging Face Hub, such as Salesforce/blip-image-captioning-large")
+    parser.add_argument("--prompt", help="how every caption begins, such as 'a photo of'")
+    parser.add_argument("--batch-size", type=_count, default=8)
+    parser.add_argument("--num-beams", type=_count, default=3, help="of the beam search; 1: greedy")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
+                        help="auto: bfloat16 on CUDA, else float32")
+    parser.add_argument("--overwrite", action="store_true", help="replace captions that are there")
+
+
+def _caption(args: argparse.Namespace) -> None:
+    from gps_guidance.captions import caption
+    from gps_guidance.models import quiet_libraries
+
+    quiet_libraries()
+    summary = caption(args.dataset, args.model, prompt=args.prompt, batch_size=args.batch_size,
+                      num_beams=args.num_beams, overwrite=args.overwrite, dtype=args.dtype)
+    if summary is None:  # the main process of `accelerate launch` speaks for all
+        return
+    print(f"{summary.captioned} captions of {args.model} in {args.dataset}")
+    for count, what in ((summary.kept, "kept the caption that they had"),
+                        (summary.silent, "got none: unreadable, or the model said nothing"),
+                        (summary.without_image, "have no image")):
+        if count:
+            print(f"  {count:6d}  {what}")
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=["text", "gps", "angle", "classifier"],
                         help="text: captions alone; gps: captions and positions of a city; angle: "
@@ -280,6 +325,8 @@ def _miniature(args: argparse.Namespace) -> None:
 VERBS = {
     "harvest": (_add_harvest, _harvest, "records of photos of an area, from a photo site"),
     "ingest": (_add_ingest, _ingest, "geotagged photos and records -> a clean dataset"),
+    "inspect": (_add_inspect, _inspect, "a dataset -> a report with what training will dislike"),
+    "caption": (_add_caption, _caption, "captions for a dataset by a model such as BLIP"),
     "takedown": (_add_takedown, _takedown, "remove the photos of an owner from a dataset"),
     "train": (_add_train, _train, "a dataset -> a diffusion model"),
     "sample": (_add_sample, _sample, "images of a landmark by bearing"),

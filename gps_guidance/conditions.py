@@ -35,8 +35,8 @@ class TextConditions:
         if not any(photos.captions):
             raise ValueError(
                 "No photo of the dataset has a caption, which is what a text or GPS model is "
-                "trained on. Ingest photos with captions, or fill the column `caption` of "
-                "manifest.parquet."
+                "trained on. Ingest photos with captions, or let a model write them with "
+                "`gps-guidance caption`."
             )
         self.recipe, self.photos = recipe, photos
         self.captions = [caption or "" for caption in photos.captions]

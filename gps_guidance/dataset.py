@@ -98,6 +98,10 @@ def load_photos(dataset: str | Path, size: tuple[int, int], split: str | None = 
     rows = [row for row in rows if split is None or row["split"] == split]
     if not rows:
         raise ValueError(f"{dataset} has no photo in split {split!r}.")
+    bare = sum(row["file"] is None for row in rows)
+    if bare:
+        raise ValueError(f"{bare} of the {len(rows)} rows of {dataset} have no image: run "
+                         "`gps-guidance ingest` again without --records-only.")
     stored = (math.ceil(size[0] * STORE), math.ceil(size[1] * STORE))
     images = [
         _fit(manifest.root / row["file"], stored)

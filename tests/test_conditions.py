@@ -119,7 +119,7 @@ def test_a_dataset_without_any_caption_is_refused(city_dataset: Path, tmp_path: 
     write_captions(tmp_path / "d", [None])
     photos = load_photos(tmp_path / "d", (32, 32), need_bearings=False)
     for recipe in (TextRecipe(), GPSRecipe()):
-        with pytest.raises(ValueError, match="No photo .* has a caption.*column `caption`"):
+        with pytest.raises(ValueError, match="No photo .* has a caption.*gps-guidance caption"):
             conditions_of(recipe, photos)
 
 

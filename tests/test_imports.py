@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "gps_guidance"
 
 # The longest matching name counts. A module imports its own level and below, never in a circle.
 LEVELS = {
-    "geo": 0,
+    "geo": 0, "page": 0,
     "photos": 1, "encoders": 1, "noise": 1, "models": 1, "recipe": 1, "lift.sds": 1,
     "lift.config": 1, "areas": 1,
     "dataset": 2, "captions": 2, "autoencoder": 2, "sampling": 2, "conditions": 2, "loop": 2,
@@ -92,6 +92,7 @@ def test_only_the_extension_imports_threestudio():
         ("gps_guidance.geo", "torch diffusers transformers lightning"),
         ("gps_guidance.areas", "torch diffusers transformers lightning matplotlib"),
         ("gps_guidance.photos.ingest", "torch diffusers transformers lightning"),
+        ("gps_guidance.photos.inspection", "torch diffusers transformers lightning"),
         ("gps_guidance.lift.config", "torch diffusers transformers lightning"),
     ],
 )

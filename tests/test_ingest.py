@@ -228,12 +228,16 @@ def test_killed_at_twenty_moments_and_the_same_bytes(tmp_path: Path) -> None:
         images.mkdir(parents=True)
         for enough in [*sorted(moments.sample(range(1, 145), 4)), 150]:
             run = subprocess.Popen(command(out, processes), stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
+                                   stderr=subprocess.DEVNULL, start_new_session=True)
             while run.poll() is None and len(os.listdir(images)) < enough:
                 time.sleep(0.001)
             time.sleep(moments.uniform(0, 0.02))
             run.kill()
             killed += run.wait() == -signal.SIGKILL
+            with pytest.raises(ProcessLookupError):  # no worker outlives its parent
+                for _ in range(2000):
+                    os.killpg(run.pid, 0)
+                    time.sleep(0.01)
         subprocess.run(command(out, processes), check=True, capture_output=True)
         assert contents(out) == contents(tmp_path / "whole")
     assert killed >= 16, "most runs were to be killed before their end"

@@ -26,7 +26,7 @@ from gps_guidance.photos.manifest import load_manifest
             None, "", "   ", "\x00\x00", "OLYMPUS DIGITAL CAMERA         ", "SONY DSC", "DCIM",
             "DCIM\\100MEDIA\\DJI_0001.JPG", "KONICA MINOLTA DIGITAL CAMERA", "Samsung CSC",
             "<Digimax S600 / Samsung #1>", "Exif_JPEG_PICTURE", "DSC_0042", "IMG_1234.jpg",
-            "sdr", "Untitled",
+            "sdr", "Untitled", '{ "MAPLatitude": 55.7, "MAPLongitude": 13.2 }',
         )],
     ],
 )

@@ -18,6 +18,7 @@ from gps_guidance.dataset import Photos, load_photos
 from gps_guidance.lift import cameras, export
 from gps_guidance.miniature import photographer, tower, truth
 from gps_guidance.models import angle_config, load_angle_model, resolve_model
+from gps_guidance.page import html_page
 from gps_guidance.sampling import sample_angles
 from gps_guidance.scorers import AngleClassifier
 
@@ -248,18 +249,15 @@ def _write_html(run: Any, scores: dict[str, Any], rows: Rows) -> None:
     normals = "surface normal, " if run.system.renderer.shows_normals else ""
     mesh = '<a href="mesh.glb">mesh.glb</a>, ' if (run.trial_dir / "mesh.glb").is_file() else ""
     panels = f"colour, {normals}opacity"
-    landmark = html.escape(run.system.placement.landmark or run.cfg.name)
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{landmark} in 3D</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; color: #222 }}
-h1 {{ font-weight: 600 }} table {{ border-collapse: collapse }} td, th {{ padding: 2px 6px }}
-img {{ width: 90px; image-rendering: auto; display: block; border-radius: 3px }}
-.top {{ display: flex; gap: 2rem; align-items: flex-start }}
-.title {{ padding-top: 1rem; font-weight: 600 }}
-video {{ width: 576px; border-radius: 6px }}
-.scores td:last-child {{ text-align: right; font-family: monospace }}
-</style></head><body>
-<h1>{landmark}, lifted to 3D from GPS-tagged photos</h1>
+    landmark = run.system.placement.landmark or run.cfg.name
+    style = """\
+img { width: 90px; image-rendering: auto; display: block; border-radius: 3px }
+.top { display: flex; gap: 2rem; align-items: flex-start }
+.title { padding-top: 1rem; font-weight: 600 }
+video { width: 576px; border-radius: 6px }
+.scores td:last-child { text-align: right; font-family: monospace }
+"""
+    content = f"""<h1>{html.escape(landmark)}, lifted to 3D from GPS-tagged photos</h1>
 <p>Model <code>{html.escape(scores["model"])}</code>, {run.engine} engine on
 {html.escape(run.device)},
 {scores["seconds"]:.0f} seconds of training, {scores["peak_memory_bytes"] / 2**30:.1f} GiB at most.
@@ -267,11 +265,9 @@ Files: {mesh}<a href="{video}">turntable</a>, <a href="metrics.json">metrics.jso
 <div class="top"><div><video src="{video}" autoplay loop muted controls></video>
 <p>One turn: {panels}.</p></div><table class="scores">{table}</table></div>
 <p>Each column is one bearing: where the photographer stands, clockwise from north.</p>
-<table><tr>{bearings}</tr>{"".join(body)}</table>
-</body></html>
-"""
+<table><tr>{bearings}</tr>{"".join(body)}</table>"""
     with export.staged(run.trial_dir / "report.html") as stage:
-        stage.write_text(page, "utf-8")
+        stage.write_text(html_page(f"{landmark} in 3D", content, style), "utf-8")
 
 
 def _write_sheet(path: Path, rows: Rows) -> None:

@@ -40,7 +40,7 @@ from gps_guidance.photos.reading import Record, Result, read_photos, stored_size
 from gps_guidance.photos.sources import read_records
 from gps_guidance.photos.web import download_all
 
-# Beside the manifest's columns: the place in the order of the sources, and what tells pictures apart.
+# Beside the manifest's columns: the place in the order of the sources, and the picture's colours.
 COLLECTED = SCHEMA.append(pa.field("order", pa.int64())).append(pa.field("tiles", pa.string()))
 MAX_DOWNLOAD = 64 << 20  # bytes
 DOWNLOADS_AHEAD = 256  # records
@@ -132,7 +132,9 @@ class Collector:
             return
         part = batch.filter(pa.array(mask))
         columns = {name: part[name] for name in part.schema.names if name != "path"}
-        named = pc.coalesce(part["url"], part["path"], part["source"]).to_pylist()
+        places = pc.cast(part["lat"], pa.string()), pc.cast(part["lon"], pa.string())
+        row = pc.binary_join_element_wise(part["source"], *places, " ")
+        named = pc.coalesce(part["url"], part["path"], row).to_pylist()
         columns["id"] = [hashlib.sha256(name.encode()).hexdigest()[:16] for name in named]
         columns |= cleaning.landmark_columns(points[mask], self.wanted)
         self.kept.extend(columns | {"order": order[mask]}, len(part))
@@ -217,7 +219,8 @@ def merge(folder: Path, out: Path, collector: Collector) -> None:
         if stored_size(out / name) is None:
             write_whole(out / name, (folder / name).read_bytes())
     columns = {name: rows[name] for name in rows.schema.names}
-    columns["tiles"] = [name and tile_colours_of(folder / name) for name in rows["file"].to_pylist()]
+    columns["tiles"] = [name and tile_colours_of(folder / name)
+                        for name in rows["file"].to_pylist()]
     columns |= cleaning.landmark_columns(points, wanted)
     collector.kept.extend(columns | {"order": collector.count + np.arange(len(rows))}, len(rows))
     collector.count += len(found.rows)

@@ -113,8 +113,8 @@ def _taken_at(exif: Image.Exif) -> str | None:
 
 
 def caption_of(exif: Image.Exif) -> str | None:
-    """What EXIF's ImageDescription says, in one line; None if nothing, or a camera's own default
-    (:data:`CAMERA_CAPTIONS`)."""
+    """What EXIF's ImageDescription says, in one line; None if nothing, or what a program wrote: a
+    camera's own default (:data:`CAMERA_CAPTIONS`), or JSON, as Mapillary's, with the position."""
     try:
         raw = exif.get(ExifTags.Base.ImageDescription)
     except Exception:  # Pillow raises anything on damaged EXIF; a caption is not worth a photo
@@ -126,7 +126,8 @@ def caption_of(exif: Image.Exif) -> str | None:
         pass
     printable = "".join(c if c.isprintable() else " " for c in text.split("\x00")[0])
     caption = " ".join(printable.split())
-    return None if not caption or CAMERA_CAPTIONS.fullmatch(caption) else caption
+    said = caption and not caption.startswith("{") and not CAMERA_CAPTIONS.fullmatch(caption)
+    return caption if said else None
 
 
 def read_gps(path: str | Path) -> GPSReading:

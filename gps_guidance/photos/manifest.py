@@ -62,6 +62,7 @@ class Manifest:
     center: geo.LatLon | None = None
     bounds: geo.Bounds | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    num_bins: int = 36
 
 
 def is_dataset(folder: str | Path) -> bool:
@@ -83,7 +84,7 @@ def load_manifest(root: str | Path) -> Manifest:
     center = tuple(about["center"]) if about["center"] else None
     bounds = geo.Bounds(*about["bounds"]) if about["bounds"] else None
     return Manifest(pq.read_table(root / "manifest.parquet"), root, about["landmark"], center,
-                    bounds, about["rejected"])
+                    bounds, about["rejected"], about["num_bins"])
 
 
 class TableBuilder:

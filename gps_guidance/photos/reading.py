@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +153,16 @@ def _pool(processes: int, out: Path, wanted: Wanted) -> ProcessPoolExecutor:
 def _start(out: Path, wanted: Wanted) -> None:
     global _given
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _given = (out, wanted)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody: without this, its workers would wait for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _results(records: list[Record]) -> list[Result]:
