@@ -112,8 +112,7 @@ class Flickr:
             "license": ",".join(self._licences_by_id), "media": "photos", "content_type": 1,
             # the newest come last, so that they do not shift the pages to come
             "sort": "date-posted-asc", "per_page": PER_PAGE, "page": page,
-            "extras": ",".join(("geo", "owner_name", "license", "date_taken", "description",
-                                *SIZES)),
+            "extras": ",".join(("geo", "license", "date_taken", "description", *SIZES)),
         })["photos"]
 
     @cached_property
