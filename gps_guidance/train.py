@@ -121,11 +121,10 @@ def _train_vae(model: DiffusionModel, photos: Photos, recipe: Recipe, out: Path,
                accelerator: Accelerator) -> None:
     """Train the tiny VAE on crops, then whiten its latents (scaling_factor stays 1)."""
     done = out / "vae"
-    vae = model.vae.to(memory_format=torch.channels_last)
+    vae = model.vae
     if (done / "config.json").is_file():
         saved = type(vae).from_pretrained(done, use_safetensors=True).to(accelerator.device)
-        # The layout decides how sums are rounded, so that a resumed run needs the same one.
-        model.vae = saved.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+        model.vae = saved.requires_grad_(False).eval()
         return
     shape = latent_shape(vae, recipe.size)
     jitter = max(recipe.colour_jitter, 0.1)

@@ -22,6 +22,7 @@ def test_all_photos_of_the_sakharov_monument_enter(real_photos: Path, tmp_path: 
     assert dict(summary.rejected) == {"not_an_image": 1}  # positions.csv
     rows = {row["source"]: row
             for row in load_manifest(tmp_path / "out").rows.to_pylist()}
+    assert {int(row["bearing_deg"] // 30) for row in rows.values()} == set(range(12))
     with open(real_photos / "sakharov" / "positions.csv", newline="") as file:
         for known in csv.DictReader(file):
             row = rows[known["file"]]
@@ -49,6 +50,16 @@ def test_edge_cases_of_real_cameras(real_photos: Path, tmp_path: Path) -> None:
               *(f"portrait_{n}.jpg" for n in (1, 3, 6, 8))]}
     rejected = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
     assert {row["source"]: row["reason"] for row in rejected} == small | none
+
+
+def test_a_heic_without_position_gets_it_from_a_table(real_photos: Path, tmp_path: Path) -> None:
+    path = real_photos / "exif-edge" / "iphone_13_pro_max.HEIC"
+    (tmp_path / "places.csv").write_text(f"file,lat,lon\n{path},43.7,10.4\n")
+    ingest([tmp_path / "places.csv"], tmp_path / "out", landmark="pisa")
+    [row] = load_manifest(tmp_path / "out").rows.to_pylist()
+    with Image.open(tmp_path / "out" / row["file"]) as image:
+        assert image.size == (row["width"], row["height"]) and max(image.size) == 768
+        assert min(band[1] - band[0] for band in image.getextrema()) > 100, "a flat picture"
 
 
 def test_a_walk_in_lund_lies_in_lund(real_photos: Path, tmp_path: Path) -> None:
