@@ -73,7 +73,7 @@ def test_the_recipes_of_the_cities() -> None:
     base = load_recipe("miniature-city-base", kind="text")
     city = load_recipe("miniature-city", kind="gps")
     assert city.base == "models/miniature-city-base" and city.size == base.size
-    assert (city.high_noise_fraction, city.high_noise_from) == (0.6, 650)
+    assert (city.high_noise_fraction, city.high_noise_from) == (0.45, 650)
     assert city.rate("gps_encoder.axis") > city.rate("unet.conv_in.weight")
     for name in ("gps-nyc", "gps-paris"):
         recipe, paper = load_recipe(name, kind="gps"), GPSRecipe()
