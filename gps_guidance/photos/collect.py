@@ -47,7 +47,7 @@ DOWNLOADS_AHEAD = 256  # records
 
 
 def records_of(sources: Sequence[str | Path], out: Path, wanted: Wanted,
-             part: tuple[int, int] | None, rejected: TableBuilder) -> Iterator[pa.RecordBatch]:
+               part: tuple[int, int] | None, rejected: TableBuilder) -> Iterator[pa.RecordBatch]:
     """The records of one part of the sources, without files that an earlier run wrote."""
     near = wanted.bounds.as_tuple() if wanted.bounds is not None else None
 
@@ -84,6 +84,7 @@ class Collector:
         self.out, self.wanted, self.records_only, self.lost = out, wanted, records_only, lost
         self.kept, self.rejected = TableBuilder(COLLECTED), TableBuilder(REJECTED)
         self.count = 0
+        self.addresses: set[str] = set()
 
     def reject(self, source: str, reason: str, detail: str) -> None:
         self.rejected.add({"source": source, "reason": reason, "detail": detail})
@@ -123,6 +124,10 @@ class Collector:
                                  strict=True):
             if record["lat"] is None or record["lon"] is None:
                 record["lat"] = record["lon"] = None
+            if record["path"] is None and record["url"] in self.addresses:
+                self.reject(record["source"], "duplicate", "the same address as an earlier one")
+                continue
+            self.addresses.add(record["url"])
             yield record | {"order": place}
 
     def _keep_records(self, batch: pa.RecordBatch, points: geo.Array, order: np.ndarray,
@@ -161,7 +166,7 @@ class Collector:
                             yield record
                     bar.update(len(batch) - pictures)
 
-            files = self._with_files(to_read(), journal)
+            files = self._with_files(to_read())
             for record, result in read_photos(files, self.out, self.wanted, processes):
                 self._finish(record, result, journal)
                 bar.update()
@@ -174,7 +179,7 @@ class Collector:
         if record["url"] is not None and Path(record["path"]).parent == self.out / "downloads":
             Path(record["path"]).unlink(missing_ok=True)
 
-    def _with_files(self, records: Iterator[Record], journal: Journal) -> Iterator[Record]:
+    def _with_files(self, records: Iterator[Record]) -> Iterator[Record]:
         """The records with a file each: those that have only an address are downloaded."""
         (self.out / "downloads").mkdir(exist_ok=True)
         for group in iter(lambda: list(islice(records, DOWNLOADS_AHEAD)), []):

@@ -19,12 +19,13 @@ from typing import Any
 from PIL import Image
 
 from gps_guidance.photos.cleaning import Wanted, check_position
+from gps_guidance.photos.columns import RECORD
 from gps_guidance.photos.duplicates import tile_colours
 from gps_guidance.photos.exif import GPSReading, caption_of, position_of
 from gps_guidance.photos.images import EXTENSIONS, difference_hash, open_image, upright
 from gps_guidance.photos.manifest import Rejected, write_whole
 
-Record = dict[str, Any]  # one row of sources.RECORD
+Record = dict[str, Any]  # one row of RECORD, and what the caller wants to find again
 Result = dict[str, Any]  # {"row": columns of the manifest} or {"rejected": [reason, detail]}
 CHUNK = 8  # photos a task: less waiting between processes
 
@@ -66,7 +67,7 @@ def _metadata(record: Record, photo: Image.Image) -> Record:
     except Rejected:
         if record["lat"] is None:
             raise
-    row = {name: value for name, value in record.items() if name != "path"}
+    row = {name: record[name] for name in RECORD.names if name != "path"}
     if record["lat"] is None and reading is not None:
         row |= {"lat": reading.lat, "lon": reading.lon,
                 "horizontal_error_m": reading.horizontal_error_m}
