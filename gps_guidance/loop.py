@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
@@ -54,6 +55,7 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     if recipe.report_to not in ("none", *known):  # accelerate would go on without
         raise ValueError(f"The recipe's report_to is {recipe.report_to!r}, which is not installed: "
                          f"run `pip install {recipe.report_to}`, or set it to none.")
+    AcceleratorState._reset_state()  # of another training in this process, in another precision
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision, project_dir=out / recipe.logging_dir,
         log_with=None if recipe.report_to == "none" else recipe.report_to,

@@ -267,7 +267,7 @@ def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor,
     learned_null = "text_encoder" in trained and recipe.null_text == "empty"
     size, processes = recipe.train_batch_size, accelerator.num_processes
     shape = latent_shape(model.vae, recipe.size)
-    _equip_unet(model.unet, recipe)
+    equip_unet(model.unet, recipe)
 
     def draw_noises(count: int) -> tuple[Tensor, Tensor, Tensor]:
         posterior, noise = (draw_noise(count, shape, device) for _ in range(2))
@@ -323,7 +323,7 @@ def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor,
         _validation_grid(model, conditions, run, out)
 
 
-def _equip_unet(unet: Any, recipe: Recipe) -> None:
+def equip_unet(unet: Any, recipe: Recipe) -> None:
     """What saves memory or time and changes no result, where the recipe asks for it."""
     if recipe.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
