@@ -273,7 +273,7 @@ class Run:
     def _optimise(self, accelerator: Accelerator, objective: torch.nn.Module, batch: Batch
                   ) -> dict[str, float]:
         """One step; returns what is to be logged of it."""
-        value: float = 0.0
+        value = 0.0
         for k, part in enumerate(batch.parts):
             last = k + 1 == len(batch.parts)
             with contextlib.nullcontext() if last else accelerator.no_sync(objective):
@@ -289,7 +289,7 @@ class Run:
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
-        lr = self.schedule.get_last_lr()[0]
+        lr = float(self.schedule.get_last_lr()[0])
         finite = math.isfinite(value) and math.isfinite(norm)
         with self.interrupts.held():
             if finite:

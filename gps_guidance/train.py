@@ -120,6 +120,10 @@ def _start_model(recipe: Recipe, conditions: Conditions) -> DiffusionModel:
         height, width = (side // factor for side in recipe.size)
         size = height if height == width else (height, width)
         model.unet.register_to_config(sample_size=size)
+    predicts = model.scheduler.config.prediction_type
+    if predicts not in ("epsilon", "v_prediction"):
+        raise ValueError(f"The scheduler of {recipe.base} has prediction_type {predicts!r}; only "
+                         "epsilon and v_prediction can be trained.")
     limit = model.tokenizer.model_max_length
     long = [text for text in conditions.words if len(model.tokenizer(text).input_ids) > limit]
     if long:
