@@ -358,7 +358,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0 done; 1 the disk is full; 2 something given is wrong (one line says what); 130 Ctrl-C.
+    0 done; 1 the disk is full; 2 something given is wrong (one line says what); 130 Ctrl-C,
+    and while training also SIGTERM.
     """
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)

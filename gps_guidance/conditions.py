@@ -58,10 +58,15 @@ class TextConditions:
         """The texts of the picked photos [B], or one that they share."""
         return [self.captions[index] for index in picks]
 
-    def places(self, model: DiffusionModel, picks: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """The place tokens [B, K, D] of the picked photos; K is 0 here."""
+    def draw_places(self, picks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Where the picked photos [B] were taken: here nothing [B, 0]; else (lat, lon) [B, 2] or
+        bearings [B], in degrees."""
+        return np.zeros((len(picks), 0))
+
+    def places(self, model: DiffusionModel, where: np.ndarray) -> Tensor:
+        """The place tokens [B, K, D] of what ``draw_places`` gave; K is 0 here."""
         width = model.unet.config.cross_attention_dim
-        return torch.zeros(len(picks), 0, width, device=model.unet.device)
+        return torch.zeros(len(where), 0, width, device=model.unet.device)
 
     @property
     def prompts(self) -> list[str]:
@@ -97,9 +102,13 @@ class GPSConditions(TextConditions):
             null_text=self.gps.null_text, num_photos=len(self.photos),
         )
 
-    def places(self, model: DiffusionModel, picks: np.ndarray, rng: np.random.Generator) -> Tensor:
+    def draw_places(self, picks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        positions: np.ndarray = self.photos.positions[picks]
+        return positions
+
+    def places(self, model: DiffusionModel, where: np.ndarray) -> Tensor:
         assert isinstance(model.gps_encoder, GPSEncoder)
-        tokens: Tensor = model.gps_encoder(self.photos.positions[picks])
+        tokens: Tensor = model.gps_encoder(where)
         return tokens
 
     @property
@@ -149,11 +158,13 @@ class AngleConditions:
     def texts(self, picks: np.ndarray) -> list[str]:
         return self.words
 
-    def places(self, model: DiffusionModel, picks: np.ndarray, rng: np.random.Generator) -> Tensor:
-        bearings = self.nearest[picks]
+    def draw_places(self, picks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.recipe.dither_bins:
-            bearings = dither_bins(self.photos.bearings[picks], rng, self.recipe.num_bins)
-        tokens: Tensor = model.angle(torch.from_numpy(bearings))
+            return dither_bins(self.photos.bearings[picks], rng, self.recipe.num_bins)
+        return self.nearest[picks]
+
+    def places(self, model: DiffusionModel, where: np.ndarray) -> Tensor:
+        tokens: Tensor = model.angle(torch.from_numpy(where))
         return tokens
 
     def samples(self, model: DiffusionModel) -> Tensor:

@@ -1,7 +1,8 @@
 """The loop of every training: optimiser, moving average, checkpoints, exact resuming.
 
-Everything random in step n is drawn from (seed, n), so that a run which stops and resumes from a
-checkpoint continues exactly.
+Everything random in step n is drawn from (seed, n) for the images of all processes together, so
+that a run which stops and resumes from a checkpoint continues exactly, and a step does not depend
+on how its images are split over processes and accumulated batches.
 """
 
 from __future__ import annotations
@@ -10,26 +11,83 @@ import contextlib
 import csv
 import logging
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from gps_guidance.checkpoints import (
+    Checkpoint,
+    clear_parts,
+    find_checkpoints,
+    foreign_checkpoint,
+    load_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+)
+from gps_guidance.interrupts import Interrupts
 from gps_guidance.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+
+def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
+    """The accelerator of a training; ValueError for a precision or a way to spread the work over
+    processes that cannot be had here. Its trackers write below ``out``."""
+    if recipe.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("The recipe's mixed_precision is 'fp16', whose gradients are scaled on "
+                         "CUDA alone, and there is none here: set it to bf16 or no.")
+    known = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    if recipe.report_to not in ("none", *known):  # accelerate would go on without
+        raise ValueError(f"The recipe's report_to is {recipe.report_to!r}, which is not installed: "
+                         f"run `pip install {recipe.report_to}`, or set it to none.")
+    AcceleratorState._reset_state()  # of another training in this process, in another precision
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision, project_dir=out / recipe.logging_dir,
+        log_with=None if recipe.report_to == "none" else recipe.report_to,
+    )
+    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in plain:
+        raise ValueError(f"accelerate is configured for {accelerator.distributed_type.value}; this "
+                         "loop keeps whole copies of the model: use MULTI_GPU, MULTI_CPU or NO.")
+    if not accelerator.is_main_process:
+        logging.getLogger("gps_guidance").setLevel(logging.WARNING)
+    return accelerator
+
+
+@dataclass
+class Batch:
+    """What a step is made of: the ``parts`` of this process, one backward pass each, the number of
+    ``images`` in all processes together, and ``counts`` of what was drawn for them."""
+
+    parts: list[Any]
+    images: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class Objective(torch.nn.Module):
+    """A loss as the forward pass of the modules that it trains: what DDP can wrap."""
+
+    def __init__(self, modules: dict[str, Any], loss: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.trained, self.loss = torch.nn.ModuleDict(modules), loss
+
+    def forward(self, part: Any) -> Tensor:
+        return self.loss(part)
 
 
 class Run:
@@ -42,152 +100,282 @@ class Run:
                  rate: Callable[[str], float], recipe: Recipe, out: Path, schedule: str,
                  warmup: int) -> None:
         self.name, self.modules, self.steps, self.out = name, modules, steps, out
-        self.limit = recipe.checkpoints_total_limit
-        self.every = recipe.checkpointing_steps
+        self.recipe = recipe
         for module in modules.values():
             module.requires_grad_(True).train()
-        groups: dict[float, list[torch.nn.Parameter]] = {}
+        groups: dict[float, dict[str, torch.nn.Parameter]] = {}
         for prefix, module in modules.items():
             for key, parameter in module.named_parameters():
-                if parameter.requires_grad:
-                    groups.setdefault(rate(f"{prefix}.{key}"), []).append(parameter)
-        self.parameters = [p for group in groups.values() for p in group]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": lr} for lr, group in groups.items()],
-            weight_decay=recipe.adam_weight_decay, fused=True,
-        )
+                groups.setdefault(rate(f"{prefix}.{key}"), {})[f"{prefix}.{key}"] = parameter
+        named = {name: p for group in groups.values() for name, p in group.items()}
+        self.names, self.parameters = list(named), list(named.values())
+        self.optimizer = _adamw(
+            [{"params": list(group.values()), "lr": lr} for lr, group in groups.items()], recipe)
         self.schedule = get_scheduler(
             schedule, self.optimizer, num_warmup_steps=warmup, num_training_steps=steps
         )
         self.ema = EMAModel(self.parameters, decay=recipe.ema_decay) if recipe.ema_decay else None
-        self.rows: list[tuple[int, float]] = []
         self.step = 0
-        self.max_grad_norm, self.seed = recipe.max_grad_norm, recipe.seed
+        self.losses: list[float | None] = []  # None: the step was skipped
+        self.counts: Counter[str] = Counter()
+        self.interrupts = Interrupts()
 
     @property
     def folder(self) -> Path:
         return self.out / "checkpoints"
 
-    def resume(self) -> None:
-        """Continue from the newest checkpoint of this stage, if there is one."""
-        found = sorted(self.folder.glob(f"{self.name}-*.pt"))
+    @property
+    def skipped(self) -> int:
+        """How many steps changed nothing because their loss or gradient was not finite."""
+        return self.losses.count(None)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """How many of them are the last ones."""
+        return next((k for k, loss in enumerate(reversed(self.losses)) if loss is not None),
+                    len(self.losses))
+
+    def resume(self, scaler: Any = None) -> None:
+        """Continue from the newest checkpoint of this stage, if there is one; ValueError if it
+        cannot be read or is not of this training."""
+        found = find_checkpoints(self.folder, self.name)
         if not found:
             return
-        state = torch.load(found[-1], weights_only=True, map_location="cpu")
-        for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.parameters[0].device)
-        self.step, self.rows = state["step"], state["rows"]
+        saved = load_checkpoint(found[-1])
+        here = self._checkpoint(scaler)
+        state = saved.state
+        for key in ("stage", "seed", "optimizer"):
+            if state[key] != here.state[key]:
+                raise foreign_checkpoint(found[-1], f"its {key} is {state[key]!r}, not "
+                                         f"{here.state[key]!r}")
+        if (saved.ema is None) != (here.ema is None):
+            raise foreign_checkpoint(found[-1], "only one of the two has a moving average")
+        for tensors, own in ((saved.model, here.model), (saved.ema or {}, here.ema or {})):
+            odd = {key for key in tensors.keys() | own.keys() if key not in tensors
+                   or key not in own or tensors[key].shape != own[key].shape}
+            if odd:
+                raise foreign_checkpoint(found[-1], f"its network is another, for example in "
+                                         f"{min(odd)}")
+        self._restore(saved, scaler)
         log.info("resumed %s at step %d from %s", self.name, self.step, found[-1])
 
-    def save(self) -> None:
-        """Write a checkpoint under a temporary name, then rename it, then drop the oldest."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "modules": {name: m.state_dict() for name, m in self.modules.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
-            "step": self.step,
-            "rows": self.rows,
-        }
-        path = self.folder / f"{self.name}-{self.step:07d}.pt"
-        stage = path.with_suffix(".tmp")
-        try:
-            with open(stage, "wb") as file:  # given a path, a full disk would be a RuntimeError
-                torch.save(state, file)
-            os.replace(stage, path)
-        finally:
-            stage.unlink(missing_ok=True)
-        for old in sorted(self.folder.glob(f"{self.name}-*.pt"))[: -self.limit]:
-            old.unlink()
+    def _restore(self, saved: Checkpoint, scaler: Any) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict({key.removeprefix(f"{name}."): value
+                                    for key, value in saved.model.items()
+                                    if key.startswith(f"{name}.")})
+        moments: dict[int, dict[str, Any]] = {}
+        index = {name: k for k, name in enumerate(self.names)}
+        for key, value in saved.optimizer.items():
+            kind, _, name = key.partition(".")
+            whole = value.ndim == 0 and not value.is_floating_point()  # bitsandbytes' step
+            moments.setdefault(index[name], {})[kind] = int(value) if whole else value
+        state = saved.state
+        groups = self.optimizer.state_dict()["param_groups"]
+        for group, lr in zip(groups, state["schedule"]["_last_lr"], strict=True):
+            group["lr"] = lr
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.schedule.load_state_dict(dict(state["schedule"]))
+        if self.ema is not None and saved.ema is not None:
+            for name, shadow in zip(self.names, self.ema.shadow_params, strict=True):
+                shadow.copy_(saved.ema[name])
+            self.ema.optimization_step = state["ema_step"]
+        if scaler is not None:
+            scaler.load_state_dict(state["scaler"])
+        self.step, self.losses = state["step"], state["losses"]
+        self.counts = Counter(state["counts"])
 
-    def loop(self, accelerator: Accelerator, losses_of_step: Callable[[int], Iterable[Tensor]],
-             after_step: Callable[[], None] | None = None) -> None:
-        """Optimise the sum of ``losses_of_step`` to the last step, then put the averaged weights in
-        place. Each loss is differentiated before the next is computed."""
-        self.resume()
-        began, shown = time.monotonic(), None
-        with tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step") as bar:
+    def _checkpoint(self, scaler: Any) -> Checkpoint:
+        moments = self.optimizer.state_dict()["state"]
+        return Checkpoint(
+            model={f"{name}.{key}": value for name, module in self.modules.items()
+                   for key, value in module.state_dict().items()},
+            optimizer={f"{kind}.{self.names[k]}": torch.as_tensor(value)
+                       for k, state in moments.items() for kind, value in state.items()},
+            ema=dict(zip(self.names, self.ema.shadow_params, strict=True)) if self.ema else None,
+            state={
+                "stage": self.name, "step": self.step, "seed": self.recipe.seed,
+                "optimizer": type(self.optimizer).__name__,
+                "schedule": self.schedule.state_dict(),
+                "ema_step": self.ema.optimization_step if self.ema else None,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "counts": dict(self.counts), "losses": self.losses,
+            },
+        )
+
+    def save(self, accelerator: Accelerator) -> None:
+        """Write a checkpoint, then drop the oldest: the main process alone, the others wait."""
+        path = self.folder / f"{self.name}-{self.step:07d}"
+        if accelerator.is_main_process and not path.is_dir():
+            save_checkpoint(self._checkpoint(accelerator.scaler), path)
+            limit = self.recipe.checkpoints_total_limit
+            for old in find_checkpoints(self.folder, self.name)[:-limit]:
+                remove_checkpoint(old)
+        accelerator.wait_for_everyone()
+
+    def loop(self, accelerator: Accelerator, draw: Callable[[int], Batch],
+             loss: Callable[[Any], Tensor], after_step: Callable[[], None] | None = None) -> None:
+        """Optimise the mean ``loss`` of the parts that ``draw`` gives for each step, to the last
+        step, then put the averaged weights in place.
+
+        A step whose loss or gradient is not finite is skipped: weights, optimiser and average stay
+        as they are, the step counts, and the learning rate's schedule goes on. ValueError after
+        ``max_skipped_steps`` in a row. ``after_step`` is called in the main process alone.
+        """
+        main = accelerator.is_main_process
+        if main:
+            clear_parts(self.folder)
+        self.resume(accelerator.scaler)
+        objective: torch.nn.Module = Objective(self.modules, loss)
+        if accelerator.num_processes > 1:
+            objective = accelerator.prepare(objective)
+        began, first, shown = time.monotonic(), self.step, math.nan
+        bar = tqdm(total=self.steps, initial=first, desc=self.name, unit="step", disable=not main)
+        with self._trackers(accelerator), self.interrupts, bar:
+            # processes stop after the same step, as they agree in _optimise
+            together = accelerator.num_processes > 1
+            hold = self.interrupts.held() if together else contextlib.nullcontext()
             try:
-                while self.step < self.steps:
-                    torch.manual_seed(step_seed(self.name, self.step, self.seed))
-                    value = 0.0
-                    for loss in losses_of_step(self.step):
-                        value += float(loss.detach())
-                        if not math.isfinite(value):
-                            raise ValueError(f"The loss of {self.name} is {value} at step "
-                                             f"{self.step}: lower its learning rate.")
-                        accelerator.backward(loss)
-                    torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-                    with held_back_interrupt():
-                        self._update(value)
-                    shown = value if shown is None else 0.98 * shown + 0.02 * value
-                    bar.update()
-                    bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
-                    if self.step < self.steps and self.every and self.step % self.every == 0:
-                        self.save()
-                    if self.step < self.steps and after_step is not None:
-                        after_step()
+                with hold:
+                    while self.step < self.steps:
+                        batch = draw_step(draw, self.name, self.step, self.recipe.seed)
+                        values = self._optimise(accelerator, objective, batch)
+                        values["images_per_second"] = (
+                            batch.images * (self.step - first) / (time.monotonic() - began))
+                        accelerator.log(values, step=self.step)
+                        value = values["train_loss"]
+                        if math.isfinite(value):
+                            shown = value if math.isnan(shown) else 0.98 * shown + 0.02 * value
+                        bar.set_postfix({
+                            "loss": f"{shown:.4f}",
+                            "images/s": f"{values['images_per_second']:.1f}"}, refresh=False)
+                        bar.update()
+                        every = self.recipe.checkpointing_steps
+                        if self.step < self.steps and every and self.step % every == 0:
+                            self.save(accelerator)
+                        if self.step < self.steps and after_step is not None:
+                            if main:
+                                after_step()
+                            accelerator.wait_for_everyone()
             except KeyboardInterrupt:
-                self.save()
+                self.save(accelerator)
                 log.info("stopped %s at step %d of %d, saved in %s", self.name, self.step,
                          self.steps, self.folder)
                 raise
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
-        log.info("%s: %d steps in %.0f s", self.name, self.step, time.monotonic() - began)
-        self._write_losses()
+        log.log(logging.WARNING if self.skipped_in_a_row else logging.INFO,
+                "%s: %d steps in %.0f s, %d skipped", self.name, self.step,
+                time.monotonic() - began, self.skipped)
+        if main:
+            self._write_losses()
+
+    def _optimise(self, accelerator: Accelerator, objective: torch.nn.Module, batch: Batch
+                  ) -> dict[str, float]:
+        """One step; returns what is to be logged of it."""
+        value = 0.0
+        for k, part in enumerate(batch.parts):
+            last = k + 1 == len(batch.parts)
+            with contextlib.nullcontext() if last else accelerator.no_sync(objective):
+                loss = objective(part) / len(batch.parts)
+                value += float(loss.detach())
+                accelerator.backward(loss)
+        stop = False
+        if accelerator.num_processes > 1:
+            told = torch.tensor([value, float(self.interrupts.pending)], device=accelerator.device)
+            means: Any = accelerator.reduce(told, "mean")
+            value, stop = float(means[0]), bool(means[1] > 0)
+        scaler = accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
+        lr = float(self.schedule.get_last_lr()[0])
+        finite = math.isfinite(value) and math.isfinite(norm)
+        with self.interrupts.held():
+            if finite:
+                (self.optimizer.step() if scaler is None else scaler.step(self.optimizer))
+                if self.ema is not None:
+                    self.ema.step(self.parameters)
+            if scaler is not None:
+                scaler.update()
+            self.schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            self.losses.append(value if finite else None)
+            self.counts.update(batch.counts)
+        if not finite:
+            self._report_skipped(value, norm, lr)
+        if stop:
+            self.interrupts.stop()
+        return {"train_loss": value, "lr": lr, "grad_norm": norm, "skipped_steps": self.skipped}
+
+    def _report_skipped(self, value: float, norm: float, lr: float) -> None:
+        row, limit = self.skipped_in_a_row, self.recipe.max_skipped_steps
+        log.warning("skipped step %d of %s: loss %s, gradient norm %s", self.step, self.name,
+                    value, norm)
+        if row < min(limit, self.steps):
+            return
+        last = self.step - row
+        finite = f"{self.losses[last - 1]:.6g} at step {last}" if last else "none"
+        raise ValueError(
+            f"{row} steps of {self.name} in a row had a loss or gradient that is not finite, up to "
+            f"step {self.step}: loss {value}, gradient norm {norm}, learning rate {lr:g}; last "
+            f"finite loss {finite}. Lower the learning rate (or lengthen its warm-up), or "
+            "max_grad_norm; with fp16, try bf16. The same command goes on from the last "
+            f"checkpoint in {self.folder}, if there is one."
+        )
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """The averaged weights in the place of the trained ones, for the length of the block."""
         ema = self.ema if self.step < self.steps else None  # after the last step they stay there
-        if ema is not None:
+        if ema is None:
+            yield
+            return
+        with self.interrupts.held():
             ema.store(self.parameters)
+            ema.copy_to(self.parameters)
         try:
-            if ema is not None:
-                ema.copy_to(self.parameters)
             yield
         finally:  # Ctrl-C here would otherwise save averaged weights as the trained ones
-            if ema is not None:
+            with self.interrupts.held():
                 ema.restore(self.parameters)
 
-    def _update(self, loss: float) -> None:
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.step(self.parameters)
-        self.step += 1
-        self.rows.append((self.step, loss))
+    @contextlib.contextmanager
+    def _trackers(self, accelerator: Accelerator) -> Iterator[None]:
+        """TensorBoard or W&B, as ``report_to`` says: one run a stage."""
+        plain = {key: value for key, value in asdict(self.recipe).items()
+                 if isinstance(value, (str, int, float, bool))}
+        accelerator.init_trackers(self.name, config=plain)
+        try:
+            yield
+        finally:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.trackers = []
 
     def _write_losses(self) -> None:
         with open(self.out / f"{self.name}_loss.csv", "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "loss"])
-            writer.writerows((step, f"{loss:.6f}") for step, loss in self.rows)
+            writer.writerows((step, "" if loss is None else f"{loss:.6f}")
+                             for step, loss in enumerate(self.losses, 1))
         plot_losses(self.out)
 
 
-@contextlib.contextmanager
-def held_back_interrupt() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: a checkpoint never holds half an update."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    if not recipe.use_8bit_adam:
+        return torch.optim.AdamW(groups, weight_decay=recipe.adam_weight_decay, fused=True)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
-    if caught and callable(before):
-        before(signal.SIGINT, None)
+        import bitsandbytes
+    except ImportError as error:
+        raise ValueError(
+            "The recipe's use_8bit_adam is true, but the package bitsandbytes is not installed: "
+            "run `pip install bitsandbytes`, or set it to false."
+        ) from error
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        groups, weight_decay=recipe.adam_weight_decay)
+    return optimizer
 
 
 def plot_losses(out: Path) -> None:
@@ -195,7 +383,8 @@ def plot_losses(out: Path) -> None:
     files = sorted(out.glob("*_loss.csv"), reverse=True)
     figure = Figure(figsize=(5 * len(files), 3.2), layout="constrained")
     for axes, file in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
-        steps, losses = np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2).T
+        rows = np.genfromtxt(file, delimiter=",", skip_header=1).reshape(-1, 2)
+        steps, losses = rows[np.isfinite(rows[:, 1])].T  # without the skipped
         window = max(1, len(losses) // 50)
         mean = np.convolve(losses, np.ones(window) / window, mode="valid")
         axes.plot(steps, losses, color="0.8", linewidth=0.5)
@@ -203,6 +392,12 @@ def plot_losses(out: Path) -> None:
         axes.set(title=file.stem.removesuffix("_loss"), xlabel="step", ylabel="loss",
                  ylim=(0, float(np.quantile(losses, 0.995)) * 1.1))
     figure.savefig(out / "loss.png", dpi=100)
+
+
+def draw_step(draw: Callable[[int], Batch], name: str, step: int, seed: int) -> Batch:
+    """The batch of one step, with torch's generators seeded for it."""
+    torch.manual_seed(step_seed(name, step, seed))
+    return draw(step)
 
 
 def step_seed(name: str, step: int, seed: int) -> int:

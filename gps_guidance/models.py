@@ -7,11 +7,12 @@ The folder has diffusers' layout (``unet vae text_encoder tokenizer scheduler``)
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,24 @@ def save_module(module: Any, folder: Path) -> None:
     """``save_pretrained``, whole or not at all. OSError if the disk is full."""
     stage = folder.with_name(f".{folder.name}.part")
     try:
-        module.save_pretrained(stage, safe_serialization=True)
+        with disk_errors(folder):
+            module.save_pretrained(stage, safe_serialization=True)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(stage, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk is an OSError that names ``path``, not a SafetensorError."""
+    try:
+        yield
     except SafetensorError as error:
         for number in (errno.ENOSPC, errno.EDQUOT):
             if f"os error {number})" in str(error):
-                raise OSError(number, os.strerror(number), str(folder)) from error
+                raise OSError(number, os.strerror(number), str(path)) from error
         raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def quiet_libraries() -> None:

@@ -35,6 +35,8 @@ class Recipe:
     lr_warmup_steps: int = 0
     adam_weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
+    max_skipped_steps: int = 20  # steps in a row without a finite loss, after which training ends
+    snr_gamma: float | None = None  # Min-SNR weights of the loss; 5 is usual
     ema_decay: float = 0.0  # 0 switches the moving average off
     condition_dropout: float = 0.1  # all conditions dropped together: the e(0, 0) of Eq. 4 and 7
     null_text: str = "zeros"
@@ -47,7 +49,13 @@ class Recipe:
     checkpointing_steps: int = 200
     checkpoints_total_limit: int = 2
     validation_steps: int = 200
-    mixed_precision: str = "no"
+    mixed_precision: str = "no"  # or bf16; or fp16, on CUDA
+    gradient_checkpointing: bool = False
+    use_8bit_adam: bool = False
+    enable_xformers_memory_efficient_attention: bool = False
+    torch_compile: bool = False
+    report_to: str = "none"  # or tensorboard, or wandb
+    logging_dir: str = "logs"  # of TensorBoard, in the model's folder
     save_dtype: str = "float32"  # float16 halves the folder; loading gives float32 either way
     vae_steps: int = 1500
     vae_batch_size: int = 16
@@ -81,9 +89,19 @@ class Recipe:
         if self.save_dtype not in dtypes:
             raise ValueError(f"The recipe's save_dtype is {self.save_dtype!r}; it must be one of "
                              f"{', '.join(dtypes)}.")
-        if self.mixed_precision not in ("no", "bf16"):
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"The recipe's mixed_precision is {self.mixed_precision!r}; it must "
-                             "be no or bf16: the gradients of fp16 would need scaling.")
+                             "be no, bf16 or, on CUDA, fp16.")
+        if self.report_to not in ("none", "tensorboard", "wandb"):
+            raise ValueError(f"The recipe's report_to is {self.report_to!r}; it must be none, "
+                             "tensorboard or wandb.")
+        if self.snr_gamma is not None and not self.snr_gamma > 0:
+            raise ValueError(f"The recipe's snr_gamma is {self.snr_gamma}; it must be above 0, or "
+                             "null for equal weights.")
+        for key in ("gradient_accumulation_steps", "max_skipped_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"The recipe's {key} is {getattr(self, key)}; it must be at "
+                                 "least 1.")
         if min(self.dropout) < 0 or sum(self.dropout) > 1:
             raise ValueError(f"The recipe's dropouts (all, place, text) are {self.dropout}: they "
                              "are shares of one draw, from 0 and at most 1 together.")
@@ -91,9 +109,6 @@ class Recipe:
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"The recipe's high_noise_fraction is {share}; it is a share of the "
                              "time steps, from 0 to 1, or null for an even draw.")
-        if self.gradient_accumulation_steps < 1:
-            raise ValueError("The recipe's gradient_accumulation_steps is "
-                             f"{self.gradient_accumulation_steps}; it must be at least 1.")
 
 
 @dataclass

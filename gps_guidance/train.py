@@ -6,11 +6,9 @@ given tokens. What the tokens are is in ``conditions``, the loop itself in ``loo
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import compute_snr
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
@@ -28,8 +27,10 @@ from gps_guidance.autoencoder import latent_shape, reconstruction_psnr, vae_loss
 from gps_guidance.card import write_card
 from gps_guidance.conditions import Conditions, conditions_of
 from gps_guidance.dataset import Photos, encode_latents, load_photos
+from gps_guidance.draws import Draws, draw_noise, draw_timesteps, dropped
 from gps_guidance.encoders import check_null_text
-from gps_guidance.loop import Run, step_seed
+from gps_guidance.interrupts import sigterm_as_ctrl_c
+from gps_guidance.loop import Batch, Run, start_accelerator, step_seed
 from gps_guidance.miniature.nets import TEXT_DIM, tiny_model
 from gps_guidance.models import PARTS, DiffusionModel, load_model, save_module
 from gps_guidance.recipe import AngleRecipe, Recipe
@@ -37,7 +38,10 @@ from gps_guidance.sampling import sample_texts
 
 log = logging.getLogger(__name__)
 
+DROPPED = ("all", "place", "text", "nothing")  # what the numbers of draws.dropped mean
 
+
+@sigterm_as_ctrl_c()
 def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
                 class_data_dir: str | Path | None = None) -> Path:
     """Train a model of the recipe's kind on a dataset folder and save it under ``output_dir``.
@@ -54,11 +58,12 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
     if class_data_dir is not None and not isinstance(recipe, AngleRecipe):
         raise ValueError(f"class_data_dir is for prior preservation, which train {recipe.kind} "
                          "does not have: leave --class-data-dir out.")
+    accelerator = start_accelerator(recipe, out)
     photos = load_photos(dataset, recipe.size, need_bearings=isinstance(recipe, AngleRecipe))
     conditions = conditions_of(recipe, photos)
-    out.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(asdict(recipe)), out / "recipe.yaml")
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(asdict(recipe)), out / "recipe.yaml")
     model = _start_model(recipe, conditions)
     model.to(accelerator.device)
     if recipe.base == "tiny":
@@ -66,17 +71,23 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
     prior = None
     if isinstance(recipe, AngleRecipe) and recipe.with_prior_preservation:
         folder = Path(class_data_dir or out / "class_images")
-        prior = _prior_latents(model, recipe, folder)
+        prior = _prior_latents(model, recipe, folder, accelerator)
     latents = encode_latents(photos, model.vae, recipe.crops_per_photo, recipe.seed,
                              recipe.min_zoom, recipe.colour_jitter, recipe.random_flip)
     _train_unet(model, conditions, latents, prior, recipe, out, accelerator)
+    if accelerator.is_main_process:
+        _save_model(model, recipe, out)
+    accelerator.wait_for_everyone()
+    return out
+
+
+def _save_model(model: DiffusionModel, recipe: Recipe, out: Path) -> None:
     for module in model.modules().values():
         module.to(getattr(torch, recipe.save_dtype))
     if model.gps_encoder is not None:
         write_card(out, model.gps_encoder)
     model.save_pretrained(out)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    return out
 
 
 def _check_unfinished(out: Path, kind: str) -> None:
@@ -109,6 +120,10 @@ def _start_model(recipe: Recipe, conditions: Conditions) -> DiffusionModel:
         height, width = (side // factor for side in recipe.size)
         size = height if height == width else (height, width)
         model.unet.register_to_config(sample_size=size)
+    predicts = model.scheduler.config.prediction_type
+    if predicts not in ("epsilon", "v_prediction"):
+        raise ValueError(f"The scheduler of {recipe.base} has prediction_type {predicts!r}; only "
+                         "epsilon and v_prediction can be trained.")
     limit = model.tokenizer.model_max_length
     long = [text for text in conditions.words if len(model.tokenizer(text).input_ids) > limit]
     if long:
@@ -120,7 +135,7 @@ def _start_model(recipe: Recipe, conditions: Conditions) -> DiffusionModel:
 def _train_vae(model: DiffusionModel, photos: Photos, recipe: Recipe, out: Path,
                accelerator: Accelerator) -> None:
     """Train the tiny VAE on crops, then whiten its latents (scaling_factor stays 1)."""
-    done = out / "vae"
+    done = out / "checkpoints" / "vae"  # out / "vae" may be one in save_dtype
     vae = model.vae
     if (done / "config.json").is_file():
         saved = type(vae).from_pretrained(done, use_safetensors=True).to(accelerator.device)
@@ -129,18 +144,24 @@ def _train_vae(model: DiffusionModel, photos: Photos, recipe: Recipe, out: Path,
     shape = latent_shape(vae, recipe.size)
     jitter = max(recipe.colour_jitter, 0.1)
 
-    def losses_of_step(step: int) -> Iterator[Tensor]:
+    size, processes = recipe.vae_batch_size, accelerator.num_processes
+
+    def draw(step: int) -> Batch:
         rng = np.random.default_rng((recipe.seed, 3, step))
-        picks = rng.integers(len(photos), size=recipe.vae_batch_size)
+        picks = rng.integers(len(photos), size=size * processes)
         images = photos.crop(picks, rng, recipe.min_zoom, jitter, recipe.random_flip)
-        images = images.to(accelerator.device)
-        noise = torch.randn(len(images), *shape).to(accelerator.device)
+        noise = torch.randn(len(images), *shape)
+        parts = zip(images.split(size), noise.split(size), strict=True)
+        return Batch(list(parts)[accelerator.process_index :: processes], len(images))
+
+    def loss(part: tuple[Tensor, Tensor]) -> Tensor:
+        images, noise = (tensor.to(accelerator.device) for tensor in part)
         with accelerator.autocast():
-            yield vae_loss(vae, images, recipe.vae_kl_weight, noise)[0]
+            return vae_loss(vae, images, recipe.vae_kl_weight, noise)[0]
 
     run = Run("vae", {"vae": vae}, recipe.vae_steps, lambda _: recipe.vae_learning_rate, recipe,
               out, "cosine", min(50, recipe.vae_steps // 10))
-    run.loop(accelerator, losses_of_step)
+    run.loop(accelerator, draw, loss)
     vae.requires_grad_(False).eval()
     rng = np.random.default_rng((recipe.seed, 5))
     before = reconstruction_psnr(vae, photos)
@@ -151,18 +172,23 @@ def _train_vae(model: DiffusionModel, photos: Photos, recipe: Recipe, out: Path,
     whiten_latents(vae, batches)
     log.info("VAE: %.2f dB on training crops (%.2f before whitening)",
              reconstruction_psnr(vae, photos), before)
-    save_module(vae, done)
+    if accelerator.is_main_process:
+        save_module(vae, done)
+    accelerator.wait_for_everyone()
 
 
 @torch.no_grad()
-def _prior_latents(model: DiffusionModel, recipe: AngleRecipe, folder: Path) -> Tensor:
+def _prior_latents(model: DiffusionModel, recipe: AngleRecipe, folder: Path,
+                   accelerator: Accelerator) -> Tensor:
     """Latent moments [N, 2C, h, w] of images that the base model makes of the fixed prompt.
 
-    They are generated once (A.2.1), kept as PNG under ``folder`` and reused.
+    They are generated once (A.2.1), by all processes in turn, kept as PNG under ``folder`` and
+    reused.
     """
     folder.mkdir(parents=True, exist_ok=True)
     height, width = recipe.size
-    for index in tqdm(range(recipe.num_class_images), desc="prior images", unit="image"):
+    own = range(accelerator.process_index, recipe.num_class_images, accelerator.num_processes)
+    for index in tqdm(own, desc="prior images", unit="image"):
         path = folder / f"{index:05d}.png"
         if not path.is_file():
             seed = step_seed("prior", index, recipe.seed)
@@ -170,6 +196,7 @@ def _prior_latents(model: DiffusionModel, recipe: AngleRecipe, folder: Path) -> 
             pixels = (image.permute(1, 2, 0) * 255).byte().cpu().numpy()
             Image.fromarray(pixels).save(path.with_suffix(".part"), "PNG")
             os.replace(path.with_suffix(".part"), path)
+    accelerator.wait_for_everyone()
     moments = []
     for index in range(recipe.num_class_images):
         with Image.open(folder / f"{index:05d}.png") as png:
@@ -179,20 +206,11 @@ def _prior_latents(model: DiffusionModel, recipe: AngleRecipe, folder: Path) -> 
     return torch.cat(moments)
 
 
-def draw_latents(moments: Tensor, scaling_factor: float) -> Tensor:
-    """A posterior sample [B, C, h, w] of moments (mean, logvar) [B, 2C, h, w]."""
+def draw_latents(moments: Tensor, scaling_factor: float, noise: Tensor) -> Tensor:
+    """A posterior sample [B, C, h, w] of moments (mean, logvar) [B, 2C, h, w], by ``noise``."""
     mean, logvar = moments.float().chunk(2, dim=1)
     std = (0.5 * logvar.clamp(-30, 20)).exp()
-    return (mean + std * torch.randn_like(mean)) * scaling_factor
-
-
-def dropped(draw: Tensor, dropout: tuple[float, float, float]) -> Tensor:
-    """What one draw in [0, 1) a sample [B] drops: 0 all, 1 the place, 2 the text, 3 nothing.
-
-    ``dropout`` are the shares of 0, 1 and 2, which follow each other from 0.
-    """
-    edges = itertools.accumulate(dropout)
-    return torch.stack([draw >= edge for edge in edges]).sum(dim=0)
+    return (mean + std * noise) * scaling_factor
 
 
 def drop_conditions(text: Tensor, place: Tensor, null_text: Tensor, which: Tensor
@@ -207,29 +225,33 @@ def drop_conditions(text: Tensor, place: Tensor, null_text: Tensor, which: Tenso
     return torch.where(no_text, null_text, text), torch.where(no_place, 0.0, place)
 
 
-def draw_timesteps(count: int, num_train_timesteps: int, high_noise_fraction: float | None = None,
-                   high_noise_from: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Time steps [count], even over the chain; or the fraction evenly over those from
-    ``high_noise_from`` on and the rest evenly below: the layout of an image is decided there."""
-    if high_noise_fraction is None:
-        return torch.randint(num_train_timesteps, (count,), device=device)
-    high = torch.rand(count, device=device) < high_noise_fraction
-    low_steps = torch.randint(high_noise_from, (count,), device=device)
-    high_steps = torch.randint(high_noise_from, num_train_timesteps, (count,), device=device)
-    return torch.where(high, high_steps, low_steps)
-
-
-def denoising_loss(model: DiffusionModel, latents: Tensor, tokens: Tensor,
-                   high_noise_fraction: float | None = None, high_noise_from: int = 0) -> Tensor:
+def denoising_loss(model: DiffusionModel, latents: Tensor, tokens: Tensor, noise: Tensor,
+                   timesteps: Tensor, snr_gamma: float | None = None) -> Tensor:
     """Eq. 3, and each term of Eq. 6: mean squared error of the predicted noise; a scalar.
 
-    ``latents`` [B, C, h, w], ``tokens`` [B, L, D]; time steps as ``draw_timesteps`` has them.
+    ``latents`` and ``noise`` [B, C, h, w], ``tokens`` [B, L, D], ``timesteps`` [B]. Of a model
+    whose scheduler says v_prediction, the error is that of the velocity. ``snr_gamma`` weights
+    samples by ``min_snr_weights``.
     """
-    noise = torch.randn_like(latents)
-    timesteps = draw_timesteps(len(latents), model.scheduler.config.num_train_timesteps,
-                               high_noise_fraction, high_noise_from, latents.device)
     noisy = model.scheduler.add_noise(latents, noise, timesteps)
-    return F.mse_loss(model.unet(noisy, timesteps, tokens).sample.float(), noise)
+    prediction_type = model.scheduler.config.prediction_type
+    target = noise
+    if prediction_type == "v_prediction":
+        target = model.scheduler.get_velocity(latents, noise, timesteps)
+    predicted = model.unet(noisy, timesteps, tokens).sample.float()
+    if snr_gamma is None:
+        return F.mse_loss(predicted, target)
+    weights = min_snr_weights(compute_snr(model.scheduler, timesteps), snr_gamma, prediction_type)
+    return (weights * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
+
+
+def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Weights [B] of samples by their signal-to-noise ratios [B] (Hang et al. 2023, Min-SNR).
+
+    The error of the clean image weighs min(snr, gamma): noise counts 1 / snr of it, velocity
+    1 / (snr + 1).
+    """
+    return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
 def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor,
@@ -247,35 +269,48 @@ def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor,
     scaling, device = model.vae.config.scaling_factor, accelerator.device
     first_null = model.null_text(1).detach()
     learned_null = "text_encoder" in trained and recipe.null_text == "empty"
-    size, batches = recipe.train_batch_size, recipe.gradient_accumulation_steps
-    high_noise = (recipe.high_noise_fraction, recipe.high_noise_from)
-    counts = torch.zeros(4, dtype=torch.long)
+    size, processes = recipe.train_batch_size, accelerator.num_processes
+    shape = latent_shape(model.vae, recipe.size)
+    equip_unet(model.unet, recipe)
 
-    def loss_of_batch(rng: np.random.Generator) -> Tensor:
-        picks = rng.choice(len(moments), size=size, p=conditions.weights)
-        crops = rng.integers(moments.shape[1], size=size)
-        latents = draw_latents(moments[picks, crops].to(device), scaling)
+    def draw_noises(count: int) -> tuple[Tensor, Tensor, Tensor]:
+        posterior, noise = (draw_noise(count, shape, device) for _ in range(2))
+        return posterior, noise, draw_timesteps(
+            count, model.scheduler.config.num_train_timesteps, recipe.high_noise_fraction,
+            recipe.high_noise_from, device)
+
+    def draw(step: int) -> Batch:
+        rng = np.random.default_rng((recipe.seed, 11, step))
+        count = size * recipe.gradient_accumulation_steps * processes
+        priors = count if prior is not None else 0
+        picks = rng.choice(len(moments), size=count, p=conditions.weights)
+        draws = Draws(
+            picks, rng.integers(moments.shape[1], size=count), conditions.draw_places(picks, rng),
+            dropped(torch.from_numpy(rng.random(count)), recipe.dropout), *draw_noises(count),
+            rng.integers(len(prior), size=priors) if prior is not None else picks[:0],
+            *draw_noises(priors),
+        )
+        tally = zip(DROPPED, draws.which.bincount(minlength=4).tolist(), strict=True)
+        return Batch(draws.split(size, accelerator.process_index, processes), count, dict(tally))
+
+    def loss_of_part(part: Draws) -> Tensor:
+        latents = draw_latents(moments[part.picks, part.crops].to(device), scaling, part.posterior)
         with accelerator.autocast():
-            prompt = model.encode_text(conditions.texts(picks)).expand(size, -1, -1)
+            prompt = model.encode_text(conditions.texts(part.picks)).expand(size, -1, -1)
             null = model.null_text(1) if learned_null else first_null
-            place = conditions.places(model, picks, rng)
-            which = dropped(torch.from_numpy(rng.random(size)), recipe.dropout)
-            counts.add_(which.bincount(minlength=4))
-            text, kept = drop_conditions(prompt, place, null, which.to(device))
-            loss = denoising_loss(model, latents, torch.cat([text, kept], dim=1), *high_noise)
+            place = conditions.places(model, part.where)
+            text, kept = drop_conditions(prompt, place, null, part.which.to(device))
+            loss = denoising_loss(model, latents, torch.cat([text, kept], dim=1), part.noise,
+                                  part.timesteps, recipe.snr_gamma)
             if prior is not None:
                 assert isinstance(recipe, AngleRecipe)
-                chosen = rng.integers(len(prior), size=size)
-                latents = draw_latents(prior[chosen].to(device), scaling)
+                latents = draw_latents(prior[part.prior_picks].to(device), scaling,
+                                       part.prior_posterior)
                 tokens = torch.cat([prompt, model.angle.null(size)], dim=1)
-                preserved = denoising_loss(model, latents, tokens, *high_noise)
+                preserved = denoising_loss(model, latents, tokens, part.prior_noise,
+                                           part.prior_timesteps, recipe.snr_gamma)
                 loss = loss + recipe.prior_loss_weight * preserved
         return loss
-
-    def losses_of_step(step: int) -> Iterator[Tensor]:
-        rng = np.random.default_rng((recipe.seed, 11, step))
-        for _ in range(batches):
-            yield loss_of_batch(rng) / batches
 
     run = Run(recipe.kind, trained, recipe.max_train_steps, recipe.rate, recipe, out,
               recipe.lr_scheduler, recipe.lr_warmup_steps)
@@ -284,11 +319,27 @@ def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor,
         if recipe.validation_steps and run.step % recipe.validation_steps == 0:
             _validation_grid(model, conditions, run, out)
 
-    run.loop(accelerator, losses_of_step, validate)
+    run.loop(accelerator, draw, loss_of_part, validate)
     log.info("conditions dropped in %d samples: all %d, the place %d, the text %d",
-             counts.sum(), *counts[:3])
+             run.counts.total(), *(run.counts[what] for what in DROPPED[:3]))
     model.freeze()
-    _validation_grid(model, conditions, run, out)
+    if accelerator.is_main_process:
+        _validation_grid(model, conditions, run, out)
+
+
+def equip_unet(unet: Any, recipe: Recipe) -> None:
+    """What saves memory or time and changes no result, where the recipe asks for it."""
+    if recipe.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if recipe.enable_xformers_memory_efficient_attention:
+        try:
+            unet.enable_xformers_memory_efficient_attention()
+        except (ModuleNotFoundError, ValueError) as error:  # not installed; no CUDA
+            raise ValueError("The recipe's enable_xformers_memory_efficient_attention is true, "
+                             f"but: {error} `pip install \"gps-guidance[xformers]\"`, or set it "
+                             "to false.") from error
+    if recipe.torch_compile:
+        unet.compile()  # in place: the names of its weights stay
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from conftest import quicken
 from PIL import Image
 
-from gps_guidance import cli, train
+from gps_guidance import checkpoints, cli, train
 from gps_guidance.models import load_angle_model
 from gps_guidance.photos.manifest import load_manifest
 from gps_guidance.sampling import sample_angles
@@ -117,7 +117,7 @@ def test_train_stops_at_ctrl_c_goes_on_and_gets_a_judge(
         patch.setattr(train, "denoising_loss", press_ctrl_c)
         said = fails(capsys, command, 130, alone=False)
     assert said == "stopped; the same command goes on from here."
-    assert [p.name for p in (out / "checkpoints").glob("angle-*")] == ["angle-0000000.pt"]
+    assert [p.name for p in (out / "checkpoints").glob("angle-*")] == ["angle-0000000"]
 
     assert cli.main(command) == 0
     captured = capsys.readouterr()
@@ -237,11 +237,11 @@ def test_a_full_disk_while_training(
 ) -> None:
     quicken(monkeypatch)
 
-    def fail(state: Any, file: Any) -> None:
-        file.write(b"half of it")
+    def fail(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(train.torch, "save", fail)
+    monkeypatch.setattr(checkpoints, "save_file", fail)
     error = fails(capsys, ["train", "angle", str(miniature_dataset), "--out", str(tmp_path / "m"),
                            *TINY, "vae_steps=5"], 1, alone=False)
     assert "disk is full" in error and "same command again" in error

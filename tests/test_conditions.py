@@ -63,11 +63,13 @@ def test_places_are_the_encoders_tokens_of_the_positions(
 ) -> None:
     picks = np.array([3, 3, 7])
     model = load_model(tiny_gps_model)
-    found = GPSConditions(GPSRecipe(), photos).places(model, picks, RNG)
+    conditions = GPSConditions(GPSRecipe(), photos)
+    found = conditions.places(model, conditions.draw_places(picks, RNG))
     assert isinstance(model.gps_encoder, GPSEncoder)
     assert torch.equal(found, model.gps_encoder(photos.positions[picks]))
     assert found.shape == (3, 2, TOKEN_DIM)
-    none = TextConditions(TextRecipe(), photos).places(load_model(tiny_sd_model), picks, RNG)
+    text = TextConditions(TextRecipe(), photos)
+    none = text.places(load_model(tiny_sd_model), text.draw_places(picks, RNG))
     assert none.shape == (3, 0, TOKEN_DIM)
 
 

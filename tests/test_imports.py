@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "gps_guidance"
 LEVELS = {
     "geo": 0, "page": 0,
     "photos": 1, "encoders": 1, "noise": 1, "models": 1, "recipe": 1, "lift.sds": 1,
-    "lift.config": 1, "areas": 1,
+    "lift.config": 1, "areas": 1, "checkpoints": 1, "interrupts": 1,
     "dataset": 2, "captions": 2, "autoencoder": 2, "sampling": 2, "conditions": 2, "loop": 2,
+    "draws": 2,
     "place": 2, "texts": 2, "compose": 2, "card": 2, "lora": 2, "pipeline": 2, "lift": 2,
     "train": 3, "scorers": 3, "metrics": 3, "viz": 3, "lift.system": 3,
     "lift.engine": 3, "lift.report": 3, "lift.callbacks": 3, "lift.plan": 3, "miniature": 3,

@@ -15,12 +15,15 @@ import torch
 from conftest import quicken
 from train_runs import ctrl_c_at, losses, stored
 
-from gps_guidance import loop, train
+from gps_guidance import checkpoints, train
+from gps_guidance.checkpoints import load_checkpoint
+from gps_guidance.draws import dropped
 from gps_guidance.encoders import AngleEncoder
+from gps_guidance.interrupts import Interrupts, sigterm_as_ctrl_c
 from gps_guidance.miniature import nets
 from gps_guidance.models import load_angle_model, load_model
 from gps_guidance.recipe import AngleRecipe, load_recipe
-from gps_guidance.train import denoising_loss, draw_latents, drop_conditions, dropped, train_model
+from gps_guidance.train import denoising_loss, draw_latents, drop_conditions, train_model
 
 FULL_DISK = Path("/dev/full")
 
@@ -53,7 +56,10 @@ def fine_tuning(base: Path, **changes: Any) -> AngleRecipe:
     ("changes", "message"),
     [
         ({"save_dtype": "float8"}, "save_dtype is 'float8'.*float32, float16, bfloat16"),
-        ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'.*no or bf16"),
+        ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'.*no, bf16 or, on CUDA, fp16"),
+        ({"report_to": "paper"}, "report_to is 'paper'.*none, tensorboard or wandb"),
+        ({"snr_gamma": 0.0}, "snr_gamma is 0.0.*above 0"),
+        ({"max_skipped_steps": 0}, "max_skipped_steps is 0.*at least 1"),
         ({"null_text": "nothing"}, "null_text is 'nothing'"),
         ({"random_flip": True}, "random_flip is true.*another bearing"),
         ({"angle_dropout": 0.95}, r"dropouts .* are \(0.1, 0.95, 0.0\).*at most 1 together"),
@@ -106,7 +112,7 @@ def test_a_drawn_latent_has_the_mean_and_deviation_of_its_moments() -> None:
     moments[:, :2] = torch.tensor([3.0, -1.0])[:, None, None]
     moments[:, 2:] = torch.log(torch.tensor([4.0, 0.25]))[:, None, None]
     torch.manual_seed(0)
-    drawn = draw_latents(moments.half(), 0.5)
+    drawn = draw_latents(moments.half(), 0.5, torch.randn(20000, 2, 1, 1))
     assert drawn.dtype == torch.float32
     assert drawn.mean(dim=(0, 2, 3)).tolist() == pytest.approx([1.5, -0.5], abs=0.03)
     assert drawn.std(dim=(0, 2, 3)).tolist() == pytest.approx([1.0, 0.25], rel=0.03)
@@ -118,10 +124,8 @@ def test_the_denoising_loss_of_a_model_that_predicts_nothing(tiny_sd_model: Path
     torch.nn.init.zeros_(model.unet.conv_out.weight)
     torch.nn.init.zeros_(model.unet.conv_out.bias)
     latents, tokens = torch.randn(64, 4, 8, 8), torch.randn(64, 5, 16)
-    torch.manual_seed(3)
     noise = torch.randn_like(latents)
-    torch.manual_seed(3)
-    loss = denoising_loss(model, latents, tokens)
+    loss = denoising_loss(model, latents, tokens, noise, torch.full((64,), 500))
     assert float(loss) == pytest.approx(float(noise.square().mean()), rel=1e-6)
 
 
@@ -131,7 +135,8 @@ def test_the_denoising_loss_teaches_unet_and_tokens(tiny_angle_model: Path) -> N
         module.requires_grad_(True)
     text = model.encode_text([model.angle.prompt])
     tokens = torch.cat([text, model.angle(torch.tensor([40.0]))], dim=1)
-    denoising_loss(model, torch.randn(1, 4, 8, 8), tokens).backward()
+    noise, steps = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    denoising_loss(model, torch.randn(1, 4, 8, 8), tokens, noise, steps).backward()
     for module in (model.unet.conv_in, model.unet.conv_out, model.angle):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
     assert all(p.grad is None for p in model.text_encoder.parameters())
@@ -193,11 +198,11 @@ def test_a_run_that_stops_in_each_stage_ends_the_same(
             patch.setattr(train, name, ctrl_c_at(call, getattr(train, name)))
             with pytest.raises(KeyboardInterrupt):
                 train_model(miniature_dataset, out, recipe)
-        assert (out / "checkpoints" / f"{stage}-{step:07d}.pt").is_file()
+        assert (out / "checkpoints" / f"{stage}-{step:07d}").is_dir()
         assert not (out / "gps_encoder").exists()
         assert f"stopped {stage} at step {step} of" in caplog.text
     assert sorted(p.name for p in (out / "checkpoints").glob("angle-*")) == [
-        "angle-0000004.pt", "angle-0000005.pt"  # checkpoints_total_limit
+        "angle-0000004", "angle-0000005"  # checkpoints_total_limit
     ]
     train_model(miniature_dataset, out, recipe)
     assert "resumed vae at step 3" in caplog.text and "resumed angle at step 5" in caplog.text
@@ -217,8 +222,8 @@ def test_another_seed_is_another_run(
     monkeypatch.setattr(train, "vae_loss", ctrl_c_at(3, train.vae_loss))
     with pytest.raises(KeyboardInterrupt):
         train_model(miniature_dataset, tmp_path, from_scratch(seed=1))
-    state = torch.load(tmp_path / "checkpoints" / "vae-0000002.pt", weights_only=True)
-    assert [f"{loss:.6f}" for _, loss in state["rows"]] != [r[1] for r in losses(whole, "vae")[1:3]]
+    found = load_checkpoint(tmp_path / "checkpoints" / "vae-0000002").state["losses"]
+    assert [f"{loss:.6f}" for loss in found] != [row[1] for row in losses(whole, "vae")[1:3]]
 
 
 def test_a_finished_folder_is_not_trained_again(miniature_dataset: Path, whole: Path) -> None:
@@ -264,26 +269,38 @@ def test_the_trained_embedding_of_no_text_is_the_one_that_is_used(
     assert float((nulls[0] - nulls[2]).abs().max()) > 1e-4
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_at_once(
-    miniature_dataset: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match="loss of vae is (nan|inf) at step 1: lower"):
-        train_model(miniature_dataset, tmp_path, from_scratch(vae_learning_rate=1e30))
+def test_a_run_that_cannot_go_on_says_why(miniature_dataset: Path, tmp_path: Path) -> None:
+    recipe = from_scratch(vae_learning_rate=1e30, vae_steps=9, max_skipped_steps=3,
+                          checkpointing_steps=0)
+    with pytest.raises(ValueError, match=r"3 steps of vae in a row.*step 4: loss (nan|inf).*rate "
+                       r"7.5e\+29; last finite loss \d.* at step 1\. Lower the learning rate"):
+        train_model(miniature_dataset, tmp_path, recipe)
     assert not (tmp_path / "checkpoints").exists()
 
 
 # --- Ctrl-C and a full disk ------------------------------------------------------------------
 
 
-def test_ctrl_c_waits_for_the_end_of_an_update() -> None:
-    done = []
-    with pytest.raises(KeyboardInterrupt), loop.held_back_interrupt():
-        signal.raise_signal(signal.SIGINT)
-        done.append("the rest of the update")
-    assert done
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with loop.held_back_interrupt():
-        pass
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_an_update(number: signal.Signals) -> None:
+    done, before = [], signal.getsignal(number)
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt), interrupts.held(), interrupts.held():
+            signal.raise_signal(number)
+            done.append("the rest of the update")
+        signal.raise_signal(number)  # a second one leaves what the first one does alone
+        done.append("what is saved then")
+    assert len(done) == 2
+    assert signal.getsignal(number) is before
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        signal.raise_signal(number)
+
+
+def test_sigterm_is_ctrl_c_while_training() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_ctrl_c_in_an_update_saves_the_whole_step(
@@ -302,18 +319,22 @@ def test_ctrl_c_in_an_update_saves_the_whole_step(
     with pytest.raises(KeyboardInterrupt):
         train_model(miniature_dataset, tmp_path, recipe)
     [path] = (tmp_path / "checkpoints").iterdir()
-    state = torch.load(path, weights_only=True)
-    assert state["step"] == len(state["rows"]) == 1
-    assert state["schedule"]["last_epoch"] == 1
-    assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {1}
+    saved = load_checkpoint(path)
+    assert saved.state["step"] == len(saved.state["losses"]) == 1
+    assert saved.state["schedule"]["last_epoch"] == 1
+    steps = [value for name, value in saved.optimizer.items() if name.startswith("step.")]
+    assert len(steps) == len(saved.optimizer) / 3 and {int(step) for step in steps} == {1}
 
 
 @pytest.mark.skipif(not FULL_DISK.exists(), reason="/dev/full is Linux's")
 def test_a_full_disk_at_a_checkpoint_is_an_os_error_and_leaves_no_part(
-    miniature_dataset: Path, tiny_sd_model: Path, tmp_path: Path
+    miniature_dataset: Path, tiny_sd_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "angle-0000002.tmp").symlink_to(FULL_DISK)
+    def fill(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        FULL_DISK.write_bytes(b"the other half")
+
+    monkeypatch.setattr(checkpoints, "save_file", fill)
     recipe = fine_tuning(tiny_sd_model, with_prior_preservation=False)
     with pytest.raises(OSError) as caught:
         train_model(miniature_dataset, tmp_path, recipe)
@@ -395,6 +416,6 @@ def test_the_prior_weight_is_lambda(
     with pytest.raises(KeyboardInterrupt):
         train_model(miniature_dataset, tmp_path, fine_tuning(tiny_sd_model, prior_loss_weight=3.0))
     assert len(list((tmp_path / "class_images").iterdir())) == 2
-    state = torch.load(tmp_path / "checkpoints" / "angle-0000001.pt", weights_only=True)
+    state = load_checkpoint(tmp_path / "checkpoints" / "angle-0000001").state
     photos, preserved = parts
-    assert state["rows"] == [(1, pytest.approx(photos + 3.0 * preserved, rel=1e-5))]
+    assert state["losses"] == [pytest.approx(photos + 3.0 * preserved, rel=1e-5)]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
+import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from conftest import quicken
 from safetensors.torch import load_file
+
+from gps_guidance.recipe import Recipe
+from gps_guidance.train import train_model
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -37,3 +45,37 @@ def ctrl_c_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
         return real(*args, **options)
 
     return wrapped
+
+
+def train_small(dataset: Path, out: Path, recipe: Recipe, rank: int = 0, processes: int = 1,
+                port: int = 0) -> None:
+    """``train_model`` in a process of its own, or as one of several as torchrun starts them."""
+    torch.set_num_threads(1)
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                       "ACCELERATE_USE_CPU": "true"}
+    os.environ["TQDM_DISABLE"] = "1"
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        train_model(dataset, out, recipe)
+
+
+def children() -> Any:
+    """A multiprocessing context whose processes start in a moment: torch is imported once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gps_guidance.train"])
+    return context
+
+
+def train_together(processes: int, dataset: Path, out: Path, recipe: Recipe) -> list[Any]:
+    """Start as many processes on one training, and return them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = [children().Process(target=train_small,
+                                args=(dataset, out, recipe, rank, processes, port))
+             for rank in range(processes)]
+    for process in found:
+        process.start()
+    return found
