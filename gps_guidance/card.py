@@ -23,9 +23,7 @@ CARD = """---
 {rows}
 
 ```python
-from gps_guidance.pipeline import StableDiffusionGPSPipeline
-
-pipe = StableDiffusionGPSPipeline.from_pretrained("FOLDER OR HUB NAME OF THIS MODEL")
+{load}
 image = pipe({call}).images[0]
 ```
 
@@ -33,16 +31,26 @@ The method is that of
 [GPS as a Control Signal for Image Generation](https://cfeng16.github.io/gps-gen/) (CVPR 2025).
 A model of few photos can reproduce them nearly: share it only if you would share the photos.
 """
+LOAD = """from gps_guidance.pipeline import StableDiffusionGPSPipeline
+
+pipe = StableDiffusionGPSPipeline.from_pretrained("FOLDER OR HUB NAME OF THIS MODEL")"""
+LOAD_LORA = """from gps_guidance.lora import load_lora_encoder
+from gps_guidance.pipeline import StableDiffusionGPSPipeline
+
+base, lora = "FOLDER OR HUB NAME OF {base}", "FOLDER OF THIS MODEL"
+pipe = StableDiffusionGPSPipeline.from_pretrained(base, gps_encoder=load_lora_encoder(lora))
+pipe.load_lora_weights(lora)"""
 
 
-def model_card(encoder: Any, license: str | None = None) -> ModelCard:
+def model_card(encoder: Any, license: str | None = None, lora_base: str | None = None) -> ModelCard:
     """The card of a model with this encoder (GPSEncoder or AngleEncoder).
 
     ``license`` is that of the weights, as the Hub spells it; None writes "other" and says that
-    nobody has stated one.
+    nobody has stated one. ``lora_base`` is the model that a LoRA belongs to.
     """
-    config = encoder.config
+    config, base = encoder.config, lora_base and Path(lora_base).name
     rows = {
+        **({"LoRA of": f"`{base}`"} if base else {}),
         "training photos": config.num_photos or "not stated",
         "no text is": {"zeros": "zero tokens", "empty": 'the embedding of ""'}[config.null_text],
         "licence of the weights": license or "not stated",
@@ -65,13 +73,15 @@ def model_card(encoder: Any, license: str | None = None) -> ModelCard:
     data = ModelCardData(license=license or "other", library_name="diffusers",
                          pipeline_tag="text-to-image", tags=[TAG, "gps", "stable-diffusion"])
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    load = LOAD_LORA.format(base=base) if base else LOAD
     return ModelCard(CARD.format(data=data.to_yaml(), title=title, what=what, rows=table,
-                                 call=call))
+                                 load=load, call=call))
 
 
-def write_card(folder: str | Path, encoder: Any, license: str | None = None) -> None:
+def write_card(folder: str | Path, encoder: Any, license: str | None = None,
+               lora_base: str | None = None) -> None:
     """Write README.md into a model folder, unless there is one that somebody wrote."""
     path = Path(folder) / "README.md"
     if path.is_file() and GENERATED not in path.read_text("utf-8"):
         return
-    model_card(encoder, license).save(path)
+    model_card(encoder, license, lora_base).save(path)

@@ -51,17 +51,6 @@ def dropped(draw: Tensor, dropout: tuple[float, float, float]) -> Tensor:
     return torch.stack([draw >= edge for edge in edges]).sum(dim=0)
 
 
-def draw_noise(count: int, shape: tuple[int, int, int], device: torch.device | str = "cpu"
-               ) -> Tensor:
-    """Normal noise [count, C, h, w] for latents of ``shape`` (C, h, w).
-
-    It lies in memory as a VAE on the CPU leaves latents, with the channels last. torch draws in
-    the order of memory, so that this is a part of what a seed means.
-    """
-    like = torch.empty(count, *shape, device=device, memory_format=torch.channels_last)
-    return torch.randn_like(like)
-
-
 def draw_timesteps(count: int, num_train_timesteps: int, high_noise_fraction: float | None = None,
                    high_noise_from: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """Time steps [count], even over the chain; or the fraction evenly over those from

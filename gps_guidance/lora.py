@@ -1,20 +1,29 @@
-"""LoRA files that carry the GPS encoder: an adapter without its encoder would know no place."""
+"""LoRA: layers to train, and files that also carry the GPS encoder.
+
+An adapter without its encoder would know no place.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_pipeline import LORA_WEIGHT_NAME_SAFE, StableDiffusionLoraLoaderMixin
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
+from gps_guidance.models import DiffusionModel
+from gps_guidance.recipe import Recipe
 
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # attention in CLIP's text encoder
 PREFIX = "gps_encoder."
 CONFIG_KEY = "gps_encoder.config"  # the encoder's config.json as bytes, a tensor like the others
 
@@ -112,3 +121,76 @@ def encoder_from_tensors(tensors: dict[str, Tensor]) -> GPSEncoder | AngleEncode
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"The LoRA file's gps_encoder cannot be read: {error}") from error
     return encoder.requires_grad_(False).eval()
+
+
+def add_lora(model: DiffusionModel, recipe: Recipe) -> None:
+    """Add the recipe's LoRA layers to the UNet, and to the text encoder if that trains too.
+
+    Their second factor is zero: the model is the same until they are trained. ValueError if there
+    is no module of the recipe's ``lora_target_modules``, or if transformers, which adds those of
+    the text encoder, wants another release of peft.
+    """
+    targets = {"unet": recipe.lora_target_modules}
+    if recipe.train_text_encoder:
+        targets["text_encoder"] = TEXT_TARGETS
+    for name, modules in targets.items():
+        config = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha or recipe.lora_rank,
+                            init_lora_weights="gaussian", target_modules=list(modules))
+        try:
+            model.modules()[name].add_adapter(config)
+        except ValueError as error:
+            key = "lora_target_modules" if name == "unet" else "train_text_encoder"
+            raise ValueError(f"The recipe's {key} is {getattr(recipe, key)}: {error}") from error
+
+
+def lora_layers(module: nn.Module) -> nn.Module:
+    """The LoRA parameters of a module, shared with it and under their own names, alone."""
+    root = nn.Module()
+    for name, parameter in module.named_parameters():
+        if "lora_" not in name:
+            continue
+        *path, last = name.split(".")
+        node = root
+        for part in path:
+            if part not in node._modules:
+                node.add_module(part, nn.Module())
+            node = node.get_submodule(part)
+        node.register_parameter(last, parameter)
+    return root
+
+
+def save_lora(model: DiffusionModel, folder: str | Path, dtype: torch.dtype = torch.float32
+              ) -> Path:
+    """Write the LoRA layers and the encoder as one file for ``load_lora_weights``, and return it.
+
+    The file appears whole or not at all.
+    """
+    folder = Path(folder)
+    layers: dict[str, Any] = {}
+    for name in ("unet", "text_encoder"):
+        module = model.modules()[name]
+        if getattr(module, "peft_config", None):
+            state = convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
+            layers[f"{name}_lora_layers"] = {k: v.to(dtype).cpu() for k, v in state.items()}
+            about = module.peft_config["default"].to_dict() | {"base_model_name_or_path": None}
+            layers[f"{name}_lora_adapter_metadata"] = about  # without the path on this machine
+    encoder: Any = model.gps_encoder
+    stage = folder / ".lora.part"
+    try:
+        GPSLoraLoaderMixin.save_lora_weights(
+            stage, gps_encoder=None if encoder is None else encoder.to(dtype), **layers)
+        return (stage / LORA_WEIGHT_NAME_SAFE).replace(folder / LORA_WEIGHT_NAME_SAFE)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def load_lora_encoder(folder: str | Path) -> GPSEncoder | AngleEncoder:
+    """The encoder in the LoRA file of a folder: what makes a pipeline of its base model.
+
+    ValueError if there is none.
+    """
+    path = Path(folder) / LORA_WEIGHT_NAME_SAFE
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {LORA_WEIGHT_NAME_SAFE}: give the folder of a LoRA.")
+    own = {key: value for key, value in load_file(path).items() if key.startswith(PREFIX)}
+    return encoder_from_tensors(own)

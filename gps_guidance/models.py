@@ -65,13 +65,17 @@ class DiffusionModel:
         assert isinstance(self.gps_encoder, AngleEncoder)
         return self.gps_encoder
 
-    def encode_text(self, prompts: list[str]) -> Tensor:
-        """Prompts -> CLIP's last hidden state [B, L, D]."""
-        tokens = self.tokenizer(
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Prompts -> the numbers of their tokens [B, L], long ones cut off."""
+        tokens: Tensor = self.tokenizer(
             prompts, padding="max_length", truncation=True, return_tensors="pt",
             max_length=self.tokenizer.model_max_length,
         ).input_ids
-        return self.text_encoder(tokens.to(self.text_encoder.device))[0]
+        return tokens
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Prompts -> CLIP's last hidden state [B, L, D]."""
+        return self.text_encoder(self.tokenize(prompts).to(self.text_encoder.device))[0]
 
     def null_text(self, batch_size: int) -> Tensor:
         """The tokens of "no text" [B, L, D] by the convention saved with the weights."""

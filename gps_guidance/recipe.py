@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,6 +45,7 @@ class Recipe:
     crops_per_photo: int = 4
     min_zoom: float = 0.9
     colour_jitter: float = 0.0
+    cache_dir: str | None = "auto"  # of latents; auto: <out>/latents, for this run; null: in memory
     random_flip: bool = False  # half of the crops mirrored, and with them signs and lettering
     checkpointing_steps: int = 200
     checkpoints_total_limit: int = 2
@@ -57,6 +58,11 @@ class Recipe:
     report_to: str = "none"  # or tensorboard, or wandb
     logging_dir: str = "logs"  # of TensorBoard, in the model's folder
     save_dtype: str = "float32"  # float16 halves the folder; loading gives float32 either way
+    lora_rank: int = 0  # 0: full fine-tuning; above: LoRA layers of that rank, and the encoder
+    lora_alpha: int | None = None  # they count alpha / rank; null: lora_rank
+    lora_target_modules: list[str] = field(  # of the UNet
+        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    train_text_encoder: bool = False  # by LoRA where the UNet is; with base "tiny" always
     vae_steps: int = 1500
     vae_batch_size: int = 16
     vae_learning_rate: float = 3e-3
@@ -109,6 +115,13 @@ class Recipe:
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"The recipe's high_noise_fraction is {share}; it is a share of the "
                              "time steps, from 0 to 1, or null for an even draw.")
+        if self.lora_rank < 0 or (self.lora_alpha is not None and self.lora_alpha < 1):
+            raise ValueError(f"The recipe's lora_rank is {self.lora_rank} and lora_alpha "
+                             f"{self.lora_alpha}: a rank is at least 1, or 0 for full fine-tuning, "
+                             "and alpha at least 1, or null for the rank.")
+        if self.lora_rank and self.base == "tiny":
+            raise ValueError(f"The recipe's lora_rank is {self.lora_rank}, but the networks of "
+                             "base: tiny have learned nothing yet: set it to 0, or give a base.")
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from tqdm import tqdm
 from gps_guidance.autoencoder import latent_shape, reconstruction_psnr, vae_loss, whiten_latents
 from gps_guidance.card import write_card
 from gps_guidance.conditions import Conditions, conditions_of
-from gps_guidance.dataset import Photos, encode_latents, load_photos
-from gps_guidance.draws import Draws, draw_noise, draw_timesteps, dropped
+from gps_guidance.dataset import Photos, load_photos
+from gps_guidance.draws import Draws, draw_timesteps, dropped
 from gps_guidance.encoders import check_null_text
 from gps_guidance.interrupts import sigterm_as_ctrl_c
+from gps_guidance.latents import Rows, photo_latents, text_embeddings
 from gps_guidance.loop import Batch, Run, start_accelerator, step_seed
+from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE, add_lora, lora_layers, save_lora
 from gps_guidance.miniature.nets import TEXT_DIM, tiny_model
 from gps_guidance.models import PARTS, DiffusionModel, load_model, save_module
 from gps_guidance.recipe import AngleRecipe, Recipe
@@ -59,7 +62,8 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
         raise ValueError(f"class_data_dir is for prior preservation, which train {recipe.kind} "
                          "does not have: leave --class-data-dir out.")
     accelerator = start_accelerator(recipe, out)
-    photos = load_photos(dataset, recipe.size, need_bearings=isinstance(recipe, AngleRecipe))
+    photos = load_photos(dataset, recipe.size, need_bearings=isinstance(recipe, AngleRecipe),
+                         in_memory=recipe.base == "tiny")  # its VAE sees each photo many times
     conditions = conditions_of(recipe, photos)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
@@ -72,9 +76,10 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
     if isinstance(recipe, AngleRecipe) and recipe.with_prior_preservation:
         folder = Path(class_data_dir or out / "class_images")
         prior = _prior_latents(model, recipe, folder, accelerator)
-    latents = encode_latents(photos, model.vae, recipe.crops_per_photo, recipe.seed,
-                             recipe.min_zoom, recipe.colour_jitter, recipe.random_flip)
-    _train_unet(model, conditions, latents, prior, recipe, out, accelerator)
+    place = out / "latents" if recipe.cache_dir == "auto" else recipe.cache_dir
+    cache = None if place is None else Path(place).expanduser()
+    latents = photo_latents(photos, model.vae, recipe, cache, accelerator)
+    _train_unet(model, conditions, latents, prior, recipe, out, accelerator, cache)
     if accelerator.is_main_process:
         _save_model(model, recipe, out)
     accelerator.wait_for_everyone()
@@ -82,19 +87,27 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
 
 
 def _save_model(model: DiffusionModel, recipe: Recipe, out: Path) -> None:
-    for module in model.modules().values():
-        module.to(getattr(torch, recipe.save_dtype))
+    """The whole model, or what LoRA added to its base; with a card, where it knows places."""
+    dtype = getattr(torch, recipe.save_dtype)
     if model.gps_encoder is not None:
-        write_card(out, model.gps_encoder)
-    model.save_pretrained(out)
+        write_card(out, model.gps_encoder, lora_base=recipe.base if recipe.lora_rank else None)
+    if recipe.lora_rank:
+        save_lora(model, out, dtype)
+    else:
+        for module in model.modules().values():
+            module.to(dtype)
+        model.save_pretrained(out)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    if recipe.cache_dir == "auto":  # a VAE decodes latents: a model to share has none
+        shutil.rmtree(out / "latents", ignore_errors=True)
 
 
 def _check_unfinished(out: Path, kind: str) -> None:
     """Refuse a folder with a finished model, unless it is ours and was not saved to the end."""
     whole = all((out / part).is_dir() for part in PARTS)
     half_saved = kind != "text" and (out / f"{kind}_loss.csv").is_file()
-    if (out / "gps_encoder").is_dir() or (whole and not half_saved):
+    finished = any((out / name).exists() for name in ("gps_encoder", LORA_WEIGHT_NAME_SAFE))
+    if finished or (whole and not half_saved):
         raise ValueError(f"{out} already holds a finished model. Give another --out folder, or "
                          "remove it to train again.")
 
@@ -108,6 +121,8 @@ def _start_model(recipe: Recipe, conditions: Conditions) -> DiffusionModel:
     else:
         model = load_model(recipe.base)
         model.gps_encoder = conditions.encoder(model.unet.config.cross_attention_dim)
+        if recipe.lora_rank:
+            add_lora(model, recipe)
     factor = 2 ** (len(model.vae.config.block_out_channels) - 1)
     if any(side % factor for side in recipe.size):
         raise ValueError(f"The recipe's resolution is {recipe.resolution}; with this VAE, sides "
@@ -254,18 +269,29 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
-def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor,
-                prior: Tensor | None, recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
-    """Eq. 3, or Eq. 6 with lambda x Eq. 9, on cached latents.
+def _trained_modules(model: DiffusionModel, recipe: Recipe) -> dict[str, Any]:
+    """What training changes: with LoRA its layers, and the GPS encoder in any case."""
+    names = ["unet", "gps_encoder"] if model.gps_encoder is not None else ["unet"]
+    if recipe.base == "tiny" or recipe.train_text_encoder:
+        names.append("text_encoder")
+    modules = {name: model.modules()[name] for name in names}
+    if recipe.lora_rank:
+        return {name: module if name == "gps_encoder" else lora_layers(module)
+                for name, module in modules.items()}
+    return modules
 
-    The text encoder trains only with tiny networks.
-    """
+
+def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor | Rows,
+                prior: Tensor | None, recipe: Recipe, out: Path, accelerator: Accelerator,
+                cache: Path | None) -> None:
+    """Eq. 3, or Eq. 6 with lambda x Eq. 9, on cached latents, and on cached texts where the text
+    encoder does not train."""
     model.vae.requires_grad_(False).eval()
-    trained: dict[str, Any] = {"unet": model.unet}
-    if model.gps_encoder is not None:
-        trained["gps_encoder"] = model.gps_encoder
-    if recipe.base == "tiny":
-        trained["text_encoder"] = model.text_encoder
+    trained = _trained_modules(model, recipe)
+    encode_text: Callable[[list[str]], Tensor] = model.encode_text
+    if "text_encoder" not in trained:
+        encode_text = text_embeddings(conditions.words, model, recipe.mixed_precision, cache,
+                                      accelerator)
     scaling, device = model.vae.config.scaling_factor, accelerator.device
     first_null = model.null_text(1).detach()
     learned_null = "text_encoder" in trained and recipe.null_text == "empty"
@@ -274,7 +300,7 @@ def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor,
     equip_unet(model.unet, recipe)
 
     def draw_noises(count: int) -> tuple[Tensor, Tensor, Tensor]:
-        posterior, noise = (draw_noise(count, shape, device) for _ in range(2))
+        posterior, noise = (torch.randn(count, *shape, device=device) for _ in range(2))
         return posterior, noise, draw_timesteps(
             count, model.scheduler.config.num_train_timesteps, recipe.high_noise_fraction,
             recipe.high_noise_from, device)
@@ -296,7 +322,7 @@ def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor,
     def loss_of_part(part: Draws) -> Tensor:
         latents = draw_latents(moments[part.picks, part.crops].to(device), scaling, part.posterior)
         with accelerator.autocast():
-            prompt = model.encode_text(conditions.texts(part.picks)).expand(size, -1, -1)
+            prompt = encode_text(conditions.texts(part.picks)).expand(size, -1, -1)
             null = model.null_text(1) if learned_null else first_null
             place = conditions.places(model, part.where)
             text, kept = drop_conditions(prompt, place, null, part.which.to(device))

@@ -1,4 +1,4 @@
-"""Photos in memory: crops, weights of bins, dithered bearings, cached latents."""
+"""Photos in memory or on disk: crops, weights of bins, dithered bearings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from gps_guidance import dataset
-from gps_guidance.models import load_model
 from gps_guidance.photos.ingest import ingest
 from gps_guidance.photos.manifest import load_manifest
 
@@ -199,24 +198,13 @@ def test_a_manifest_keeps_its_num_bins(miniature_dataset: Path) -> None:
     assert json.loads((miniature_dataset / "dataset.json").read_text())["num_bins"] == 36
 
 
-# --- latents ---------------------------------------------------------------------------------
-
-
-def test_latents_are_moments_of_crops_whatever_the_batch(tiny_sd_model: Path) -> None:
-    vae = load_model(tiny_sd_model).vae
-    three = make(noise(3, 48, 48), [0, 90, 180], (32, 32))
-    latents = dataset.encode_latents(three, vae, 2, seed=3, min_zoom=0.8, colour_jitter=0.1)
-    assert latents.shape == (3, 2, 8, 8, 8) and latents.dtype == torch.float16
-    for size in (1, 4):
-        other = dataset.encode_latents(three, vae, 2, 3, 0.8, 0.1, batch_size=size)
-        assert torch.allclose(other.float(), latents.float(), atol=2e-3, rtol=2e-3)
-    for i in range(3):
-        for k in range(2):
-            rng = np.random.default_rng((3, 7, i, k))
-            crop = three.crop(np.array([i]), rng, 0.8, 0.1)
-            with torch.no_grad():
-                moments = vae.encode(crop).latent_dist.parameters
-            assert torch.allclose(moments[0], latents[i, k].float(), atol=2e-3, rtol=2e-3)
-    reseeded = dataset.encode_latents(three, vae, 2, 4, 0.8, 0.1)
-    assert not torch.allclose(reseeded.float(), latents.float(), atol=2e-2)
-    assert not torch.allclose(latents[:, 0].float(), latents[:, 1].float(), atol=2e-2)
+def test_photos_on_disk_are_those_in_memory(miniature_dataset: Path) -> None:
+    memory = dataset.load_photos(miniature_dataset, (32, 24))
+    disk = dataset.load_photos(miniature_dataset, (32, 24), in_memory=False)
+    assert tuple(disk.images.shape) == tuple(memory.images.shape) == (12, 3, 48, 36)
+    assert disk.ids == memory.ids and disk.versions == memory.versions
+    picks = np.array([11, 0, 3])
+    crops = [photos.crop(picks, np.random.default_rng(1), 0.8, 0.1) for photos in (memory, disk)]
+    assert torch.equal(*crops)
+    with Image.open(miniature_dataset / "images" / f"{disk.ids[0]}.jpg") as stored:
+        assert disk.versions[0] == f"{disk.ids[0]}-{stored.width}x{stored.height}"

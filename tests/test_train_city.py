@@ -17,10 +17,11 @@ from PIL import Image
 from train_runs import ctrl_c_at, losses, stored
 
 from gps_guidance import cli, train
+from gps_guidance.conditions import TextConditions
 from gps_guidance.draws import draw_timesteps
 from gps_guidance.encoders import GPSEncoder
 from gps_guidance.loop import Run
-from gps_guidance.models import DiffusionModel, load_model
+from gps_guidance.models import load_model
 from gps_guidance.recipe import GPSRecipe, Recipe, TextRecipe, load_recipe
 from gps_guidance.train import denoising_loss, train_model
 
@@ -109,20 +110,19 @@ def first_tokens(dataset: Path, recipe: Recipe, out: Path, monkeypatch: pytest.M
                  ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Of the first step: text and place tokens before dropout, and the texts."""
     seen: list[Any] = []
-    drop, encode = train.drop_conditions, DiffusionModel.encode_text
+    drop, choose = train.drop_conditions, TextConditions.texts
 
     def watch(text: torch.Tensor, place: torch.Tensor, *rest: Any) -> Any:
         seen.extend([text.detach(), place.detach()])
         raise KeyboardInterrupt
 
-    def listen(self: DiffusionModel, prompts: list[str]) -> torch.Tensor:
-        if prompts != [""]:
-            seen.append(list(prompts))
-        return encode(self, prompts)
+    def listen(self: TextConditions, picks: np.ndarray) -> list[str]:
+        seen.append(choose(self, picks))
+        return seen[-1]
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "drop_conditions", watch)
-        patch.setattr(DiffusionModel, "encode_text", listen)
+        patch.setattr(TextConditions, "texts", listen)
         with pytest.raises(KeyboardInterrupt):
             train_model(dataset, out, recipe)
     assert train.drop_conditions is drop
