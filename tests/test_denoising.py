@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
-from gps_guidance.draws import Draws, draw_noise, draw_timesteps, dropped
+from gps_guidance.draws import Draws, draw_timesteps, dropped
 from gps_guidance.models import DiffusionModel, load_model
 from gps_guidance.recipe import TextRecipe
 from gps_guidance.train import denoising_loss, equip_unet, min_snr_weights
@@ -143,7 +143,7 @@ def test_xformers_without_cuda_is_refused(tiny_sd_model: Path) -> None:
 
 def test_the_parts_of_all_processes_are_the_batch_once() -> None:
     n = 12
-    noise = draw_noise(n, (2, 3, 5))
+    noise = torch.randn(n, 2, 3, 5)
     assert noise.shape == (n, 2, 3, 5) and float(noise.std()) == pytest.approx(1, abs=0.2)
     which = dropped(torch.rand(n), (0.2, 0.2, 0.2))
     none = torch.zeros(0)
