@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
-from gps_guidance.models import DiffusionModel
+from gps_guidance.models import DiffusionModel, disk_errors
 from gps_guidance.recipe import Recipe
 
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # attention in CLIP's text encoder
@@ -177,8 +177,9 @@ def save_lora(model: DiffusionModel, folder: str | Path, dtype: torch.dtype = to
     encoder: Any = model.gps_encoder
     stage = folder / ".lora.part"
     try:
-        GPSLoraLoaderMixin.save_lora_weights(
-            stage, gps_encoder=None if encoder is None else encoder.to(dtype), **layers)
+        with disk_errors(folder / LORA_WEIGHT_NAME_SAFE):
+            GPSLoraLoaderMixin.save_lora_weights(
+                stage, gps_encoder=None if encoder is None else encoder.to(dtype), **layers)
         return (stage / LORA_WEIGHT_NAME_SAFE).replace(folder / LORA_WEIGHT_NAME_SAFE)
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -196,7 +196,7 @@ def test_photos_without_gps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--bbox", "43,10,44"], "south,west,north,east"),
         (["--bbox", "43,10,44,11", "--center", CENTER], "--landmark"),
         (["--bbox", "43,10,44,11", "--max-distance", "50"], "--landmark"),
-        ([], "--landmark --bbox is required"),
+        ([], "--landmark --bbox --bounds is required"),
         (["--landmark", "pisa", "--min-size", "0"], "'0' is not a whole number of at least 1"),
         (["--landmark", "pisa", "--min-size", "many"], "'many' is not a whole number"),
         (["--landmark", "pisa", "a=b", "--wrong"], "unrecognized arguments: --wrong"),
