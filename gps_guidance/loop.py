@@ -11,6 +11,7 @@ import contextlib
 import csv
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -56,10 +57,16 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
         raise ValueError(f"The recipe's report_to is {recipe.report_to!r}, which is not installed: "
                          f"run `pip install {recipe.report_to}`, or set it to none.")
     AcceleratorState._reset_state()  # of another training in this process, in another precision
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate say it
     accelerator = Accelerator(
+        # else, without CUDA, accelerate takes torchrun's processes for so many lone ones
+        cpu=world > 1 and not torch.cuda.is_available(),
         mixed_precision=recipe.mixed_precision, project_dir=out / recipe.logging_dir,
         log_with=None if recipe.report_to == "none" else recipe.report_to,
     )
+    if accelerator.num_processes != world:
+        raise ValueError(f"WORLD_SIZE is {world}, but accelerate found {accelerator.num_processes} "
+                         "process(es): start them with torchrun or `accelerate launch`.")
     plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in plain:
         raise ValueError(f"accelerate is configured for {accelerator.distributed_type.value}; this "

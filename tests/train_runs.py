@@ -53,8 +53,7 @@ def train_small(dataset: Path, out: Path, recipe: Recipe, rank: int = 0, process
     torch.set_num_threads(1)
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                       "ACCELERATE_USE_CPU": "true"}
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TQDM_DISABLE"] = "1"
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
