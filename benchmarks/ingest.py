@@ -70,7 +70,7 @@ def obvious(folder: Path, out: Path) -> int:
 
 
 def ours(arguments: list[str]) -> tuple[float, int]:
-    """Seconds and peak memory in bytes, of all its processes together at most, of one ingest."""
+    """Seconds of one ingest, and the peak memory in bytes of its largest process."""
     command = [sys.executable, "-m", "gps_guidance.cli", "ingest", *arguments]
     began = time.perf_counter()
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
