@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from gps_guidance.photos.ingest import ingest
 
 TOKEN_DIM = 16
 RESOLUTION = 32  # pixels; latents are 8 x 8
+
+# What a shell runs in the background ignores Ctrl-C, and Python then leaves it so; tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny_parts(gps_encoder: AngleEncoder | GPSEncoder | None = None) -> DiffusionModel:
