@@ -134,6 +134,7 @@ def test_a_dataset_without_bounds_is_refused_for_gps(
     assert photos.bounds is None and photos.bearings is not None
     with pytest.raises(ValueError, match="no bounds.*ingest .*--bbox SOUTH,WEST,NORTH,EAST"):
         conditions_of(GPSRecipe(), photos)
+    caplog.clear()  # of what ingest said
     with caplog.at_level(logging.WARNING):
         conditions_of(TextRecipe(), photos)  # a text model needs no place
     assert not caplog.records

@@ -112,6 +112,7 @@ def test_two_processes_are_one_with_twice_the_batch(
         p.name for p in once.iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(
     city_dataset: Path, tiny_sd_model: Path, tmp_path: Path
 ) -> None:
