@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from gps_guidance.photos.sources import RECORD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,6 +19,7 @@ from gps_guidance.photos.exif import position_of, xmp_gps
 from gps_guidance.photos.images import open_image
 from gps_guidance.photos.manifest import REASONS, Rejected
 from gps_guidance.photos.reading import read_photo
+from gps_guidance.photos.sources import RECORD
 
 NOTHING = dict.fromkeys(RECORD.names)
 MEMORY = 512 << 20  # bytes a single photo may cost
