@@ -250,6 +250,26 @@ def _caption(args: argparse.Namespace) -> None:
             print(f"  {count:6d}  {what}")
 
 
+def _add_geocode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="folder written by `gps-guidance ingest`")
+    parser.add_argument("--cache", required=True, metavar="FILE",
+                        help="what is known already, and where answers are kept; it may serve "
+                        "several datasets")
+    parser.add_argument("--contact", help="your e-mail address or page, told to the server")
+    parser.add_argument("--endpoint", metavar="URL", help="another Nominatim server")
+    parser.add_argument("--offline", action="store_true", help="ask nobody: the cache has it all")
+
+
+def _geocode(args: argparse.Namespace) -> None:
+    from gps_guidance.geocoding import geocode
+
+    summary = geocode(args.dataset, args.cache, contact=args.contact, endpoint=args.endpoint,
+                      offline=args.offline)
+    print(f"{summary.addressed} photos with an address in {args.dataset}")
+    if summary.nameless:
+        print(f"  {summary.nameless:6d}  are where there is none")
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=["text", "gps", "angle", "classifier"],
                         help="text: captions alone; gps: captions and positions of a city; angle: "
@@ -311,9 +331,18 @@ def _add_miniature(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=_count, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=_count, default=1)
+    parser.add_argument("--addresses", metavar="FILE",
+                        help="also write those of the city, a cache for `gps-guidance geocode`")
 
 
 def _miniature(args: argparse.Namespace) -> None:
+    if args.addresses:
+        from gps_guidance.miniature.city import write_addresses
+
+        if args.world != "city":
+            raise ValueError(f"The {args.world} has no addresses: give --world city, or no "
+                             "--addresses.")
+        print(write_addresses(args.addresses))
     if args.world == "city":
         from gps_guidance.miniature.city_photographer import take_city_photos as take_photos
     else:
@@ -327,6 +356,7 @@ VERBS = {
     "ingest": (_add_ingest, _ingest, "geotagged photos and records -> a clean dataset"),
     "inspect": (_add_inspect, _inspect, "a dataset -> a report with what training will dislike"),
     "caption": (_add_caption, _caption, "captions for a dataset by a model such as BLIP"),
+    "geocode": (_add_geocode, _geocode, "addresses for a dataset by GeoPy, as the baseline has"),
     "takedown": (_add_takedown, _takedown, "remove the photos of an owner from a dataset"),
     "train": (_add_train, _train, "a dataset -> a diffusion model"),
     "sample": (_add_sample, _sample, "images of a landmark by bearing"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from gps_guidance import geo
 from gps_guidance.dataset import Photos, dither_bins
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
+from gps_guidance.geocoding import address_prompt
 from gps_guidance.models import DiffusionModel
 from gps_guidance.recipe import AngleRecipe, GPSRecipe, Recipe
 from gps_guidance.sampling import sample_angles, sample_gps, sample_texts
@@ -80,6 +81,22 @@ class TextConditions:
         prompts = [prompt for prompt in self.prompts for _ in range(ACROSS)]
         images = sample_texts(model, prompts, self.recipe.size, **SAMPLES)
         return images.unflatten(0, (-1, ACROSS))
+
+
+class AddressConditions(TextConditions):
+    """Captions, and the address of each photo as more words: the paper's text baseline."""
+
+    def __init__(self, recipe: GPSRecipe, photos: Photos) -> None:
+        nameless = sum(not address for address in photos.addresses)
+        if nameless == len(photos.addresses):
+            raise ValueError("No photo of the dataset has an address, which the recipe's condition "
+                             "asks for: run `gps-guidance geocode DATASET --cache FILE`.")
+        super().__init__(recipe, photos)
+        if nameless:
+            log.warning("%d of %d photos have no address: their text is the caption.", nameless,
+                        len(photos))
+        self.captions = [address_prompt(caption, address) for caption, address
+                         in zip(self.captions, photos.addresses, strict=True)]
 
 
 class GPSConditions(TextConditions):
@@ -148,12 +165,15 @@ class AngleConditions:
             )
 
     def encoder(self, width: int) -> AngleEncoder:
-        return AngleEncoder(
+        encoder = AngleEncoder(
             cross_attention_dim=width, num_bins=self.recipe.num_bins,
             resolution=self.recipe.resolution, landmark=self.photos.landmark,
             center=self.photos.center, prompt=self.recipe.prompt, null_text=self.recipe.null_text,
             num_photos=len(self.photos),
         )
+        # Zero tokens, not none: e(p, g') is e(p, 0) exactly, and all that samples, scores or
+        # distils an angle model by Eq. 7 takes this one as well.
+        return encoder.silence() if self.recipe.encoder == "silent" else encoder
 
     def texts(self, picks: np.ndarray) -> list[str]:
         return self.words
@@ -173,7 +193,7 @@ class AngleConditions:
         return sample_angles(model, bearings, 2.0, **SAMPLES).unflatten(0, (-1, 6))
 
 
-Conditions = TextConditions | GPSConditions | AngleConditions
+Conditions = TextConditions | AddressConditions | GPSConditions | AngleConditions
 
 
 def conditions_of(recipe: Recipe, photos: Photos) -> Conditions:
@@ -181,5 +201,6 @@ def conditions_of(recipe: Recipe, photos: Photos) -> Conditions:
     if isinstance(recipe, AngleRecipe):
         return AngleConditions(recipe, photos)
     if isinstance(recipe, GPSRecipe):
-        return GPSConditions(recipe, photos)
+        kind = AddressConditions if recipe.condition == "address" else GPSConditions
+        return kind(recipe, photos)
     return TextConditions(recipe, photos)

@@ -39,8 +39,8 @@ class Photos:
     manifest's ids, ``versions`` the ids with the size of the stored image, ``size`` (height, width)
     of training crops. Of a landmark: ``bearings`` float64 [N] in degrees, and ``masks``, its
     coverage [N, H, W] in [0, 1] at ``size``, where the dataset has them. Of a city: ``bounds``. Of
-    both: ``positions`` (lat, lon) float64 [N, 2] in degrees and ``captions``, None where a photo
-    has none. What a dataset lacks is None.
+    both: ``positions`` (lat, lon) float64 [N, 2] in degrees, ``captions`` and ``addresses``, None
+    where a photo has none. What a dataset lacks is None.
     """
 
     images: Tensor | PhotoFiles
@@ -51,6 +51,7 @@ class Photos:
     center: tuple[float, float] | None
     masks: Tensor | None = None
     captions: list[str | None] = field(default_factory=list)
+    addresses: list[str | None] = field(default_factory=list)
     positions: Any = None  # an array; None only in photos that come from no dataset
     bounds: geo.Bounds | None = None
     versions: list[str] = field(default_factory=list)
@@ -114,7 +115,8 @@ def load_photos(dataset: str | Path, size: tuple[int, int], split: str | None = 
             f"{dataset} was ingested without a landmark, so its photos have no bearings. Run "
             f'`gps-guidance ingest ... --landmark "NAME" --center lat,lon` again.'
         )
-    columns = ["id", "file", "width", "height", "lat", "lon", "bearing_deg", "caption", "split"]
+    columns = ["id", "file", "width", "height", "lat", "lon", "bearing_deg", "caption", "address",
+               "split"]
     rows: list[dict[str, Any]] = manifest.rows.select(columns).to_pylist()
     rows = [row for row in rows if split is None or row["split"] == split]
     if not rows:
@@ -138,6 +140,7 @@ def load_photos(dataset: str | Path, size: tuple[int, int], split: str | None = 
         center=manifest.center,
         masks=_load_masks(manifest.root, [row["id"] for row in rows], size) if in_memory else None,
         captions=[row["caption"] for row in rows],
+        addresses=[row["address"] for row in rows],
         positions=np.stack([_column(rows, "lat"), _column(rows, "lon")], axis=1),
         bounds=manifest.bounds,
         versions=[f"{row['id']}-{row['width']}x{row['height']}" for row in rows],

@@ -169,6 +169,18 @@ class AngleEncoder(ModelMixin, ConfigMixin):
             return (resolution, resolution)
         return (int(resolution[0]), int(resolution[1]))
 
+    @torch.no_grad()
+    def silence(self) -> AngleEncoder:
+        """Make the token of every bearing that of "no angle", and keep it so in training."""
+        self.mlp.output.weight.zero_()
+        self.mlp.output.bias.zero_()
+        return self.requires_grad_(False)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a bearing changes nothing (:meth:`silence`)."""
+        return not any(bool(p.any()) for p in self.mlp.output.parameters())
+
     def forward(self, bearing_deg: Tensor) -> Tensor:
         """Bearings [B] in degrees, any turn of the circle -> tokens [B, 1, D].
 

@@ -85,6 +85,11 @@ class Recipe:
         """Shares of samples that lose all conditions, the place alone, and the text alone."""
         return (self.condition_dropout, 0.0, 0.0)
 
+    @property
+    def encoder(self) -> str:
+        """What the model has of an encoder of the place: "trained", "silent" or "none"."""
+        return "none"
+
     def rate(self, parameter: str) -> float:
         """The learning rate of a parameter, by its name with the module's name before it."""
         return self.learning_rate
@@ -127,7 +132,7 @@ class Recipe:
 @dataclass
 class TextRecipe(Recipe):
     """How to train a text model of a dataset's captions, by default from scratch: the stand-in for
-    Stable Diffusion in the miniature."""
+    Stable Diffusion in the miniature. From a base it is the baseline that is not told where."""
 
     kind = "text"
 
@@ -143,10 +148,15 @@ class TextRecipe(Recipe):
 
 @dataclass
 class GPSRecipe(Recipe):
-    """How to train a GPS model of a city. Defaults are the paper's (Sec. 4.1, A.1)."""
+    """How to train a GPS model of a city. Defaults are the paper's (Sec. 4.1, A.1).
+
+    With ``condition: address`` it is told where by words (Fig. 8): a text model without an encoder,
+    whose text is dropped as often as here anything is.
+    """
 
     kind = "gps"
 
+    condition: str = "gps"  # or address: of the dataset's column, after the caption
     condition_dropout: float = 0.05
     gps_dropout: float = 0.05  # the GPS tokens alone zeroed: the e(p, 0) of Eq. 4
     text_dropout: float = 0.05  # the text alone dropped
@@ -157,7 +167,20 @@ class GPSRecipe(Recipe):
 
     @property
     def dropout(self) -> tuple[float, float, float]:
-        return (self.condition_dropout, self.gps_dropout, self.text_dropout)
+        parts = (self.condition_dropout, self.gps_dropout, self.text_dropout)
+        return parts if self.condition == "gps" else (sum(parts), 0.0, 0.0)
+
+    @property
+    def encoder(self) -> str:
+        return "trained" if self.condition == "gps" else "none"
+
+    def check(self) -> None:
+        super().check()
+        _check_condition(self.condition, "gps", "address")
+        if self.condition == "address" and self.null_text != "empty":
+            raise ValueError(f"The recipe's null_text is {self.null_text!r}; a model of addresses "
+                             "has no encoder to say so, and is read as a text model: add "
+                             "null_text=empty.")
 
     def rate(self, parameter: str) -> float:
         own = None
@@ -174,6 +197,7 @@ class AngleRecipe(Recipe):
 
     kind = "angle"
 
+    condition: str = "angle"  # or text: the bearing is not told (Fig. 8)
     resolution: Any = 256
     max_train_steps: int = 800
     train_batch_size: int = 256
@@ -191,11 +215,22 @@ class AngleRecipe(Recipe):
     def dropout(self) -> tuple[float, float, float]:
         return (self.condition_dropout, self.angle_dropout, 0.0)
 
+    @property
+    def encoder(self) -> str:
+        return "trained" if self.condition == "angle" else "silent"
+
     def check(self) -> None:
         super().check()
+        _check_condition(self.condition, "angle", "text")
         if self.random_flip:
             raise ValueError("The recipe's random_flip is true, but a mirrored photo was taken "
                              "from another bearing: leave it false for an angle model.")
+
+
+def _check_condition(condition: str, *known: str) -> None:
+    if condition not in known:
+        raise ValueError(f"The recipe's condition is {condition!r}; it must be "
+                         f"{' or '.join(known)}.")
 
 
 KINDS: dict[str, type[Recipe]] = {r.kind: r for r in (TextRecipe, GPSRecipe, AngleRecipe)}

@@ -55,7 +55,7 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
     if the folder already holds a finished model, or if dataset and recipe do not fit.
     """
     out = Path(output_dir)
-    _check_unfinished(out, recipe.kind)
+    _check_unfinished(out, recipe)
     recipe.check()
     check_null_text(recipe.null_text)
     if class_data_dir is not None and not isinstance(recipe, AngleRecipe):
@@ -89,7 +89,7 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
 def _save_model(model: DiffusionModel, recipe: Recipe, out: Path) -> None:
     """The whole model, or what LoRA added to its base; with a card, where it knows places."""
     dtype = getattr(torch, recipe.save_dtype)
-    if model.gps_encoder is not None:
+    if recipe.kind != "text":
         write_card(out, model.gps_encoder, lora_base=recipe.base if recipe.lora_rank else None)
     if recipe.lora_rank:
         save_lora(model, out, dtype)
@@ -102,10 +102,10 @@ def _save_model(model: DiffusionModel, recipe: Recipe, out: Path) -> None:
         shutil.rmtree(out / "latents", ignore_errors=True)
 
 
-def _check_unfinished(out: Path, kind: str) -> None:
+def _check_unfinished(out: Path, recipe: Recipe) -> None:
     """Refuse a folder with a finished model, unless it is ours and was not saved to the end."""
     whole = all((out / part).is_dir() for part in PARTS)
-    half_saved = kind != "text" and (out / f"{kind}_loss.csv").is_file()
+    half_saved = recipe.encoder != "none" and (out / f"{recipe.kind}_loss.csv").is_file()
     finished = any((out / name).exists() for name in ("gps_encoder", LORA_WEIGHT_NAME_SAFE))
     if finished or (whole and not half_saved):
         raise ValueError(f"{out} already holds a finished model. Give another --out folder, or "
@@ -143,7 +143,7 @@ def _start_model(recipe: Recipe, conditions: Conditions) -> DiffusionModel:
     long = [text for text in conditions.words if len(model.tokenizer(text).input_ids) > limit]
     if long:
         log.warning("%d of %d texts have more than the %d tokens that the text encoder reads; the "
-                    "rest is cut off, as in %r.", len(long), len(conditions.words), limit, long[0])
+                    "rest is cut off.", len(long), len(conditions.words), limit)
     return model
 
 
@@ -270,8 +270,8 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
 
 
 def _trained_modules(model: DiffusionModel, recipe: Recipe) -> dict[str, Any]:
-    """What training changes: with LoRA its layers, and the GPS encoder in any case."""
-    names = ["unet", "gps_encoder"] if model.gps_encoder is not None else ["unet"]
+    """What training changes: with LoRA its layers, and the encoder in any case."""
+    names = ["unet", "gps_encoder"] if recipe.encoder == "trained" else ["unet"]
     if recipe.base == "tiny" or recipe.train_text_encoder:
         names.append("text_encoder")
     modules = {name: model.modules()[name] for name in names}

@@ -1,5 +1,5 @@
-"""A real HTTP server on this machine that speaks as Flickr and Wikimedia Commons document it, over
-photos that a test makes, and misbehaves when a test says so."""
+"""A real HTTP server on this machine that speaks as Flickr, Wikimedia Commons and Nominatim
+document it, over photos and addresses that a test makes, and misbehaves when a test says so."""
 
 from __future__ import annotations
 
@@ -53,13 +53,15 @@ class Server:
     """``fault(number, fields)`` names what goes wrong with a request (:meth:`_Handler.fail`);
     ``total(true)`` is what Flickr says of a search with ``true`` photos; ``meanwhile(number)``
     runs before each answer; ``overlap`` photos of a page are repeated on the next one. A search of
-    Flickr's reaches ``reach`` photos; Commons describes ``batch`` files in an answer."""
+    Flickr's reaches ``reach`` photos; Commons describes ``batch`` files in an answer.
+    ``address(lat, lon)`` is what Nominatim says of a position, None at sea."""
 
     photos: list[Photo] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     fault: Callable[[int, dict[str, str]], str | None] = lambda number, fields: None
     total: Callable[[int], int] = lambda true: true
     meanwhile: Callable[[int], None] = lambda number: None
+    address: Callable[[float, float], dict[str, str] | None] = lambda lat, lon: None
     overlap: int = 0
     reach: int = 4000
     batch: int = 50
@@ -91,6 +93,10 @@ class Server:
     @property
     def commons(self) -> str:
         return self.url + "/w/api.php"
+
+    @property
+    def nominatim(self) -> str:
+        return self.url + "/nominatim"
 
     def searches(self) -> list[tuple[str, ...]]:
         """Box, days and page of every search, for both sites."""
@@ -150,6 +156,22 @@ class Server:
             answer["continue"] = {"iicontinue": str(start + self.batch),
                                   "continue": "||coordinates"}
         return answer
+
+
+    # --- Nominatim ---------------------------------------------------------------------------
+
+    def answer_nominatim(self, fields: dict[str, str]) -> dict[str, Any]:
+        assert (fields["format"], fields["addressdetails"]) == ("json", "1")
+        lat, lon = float(fields["lat"]), float(fields["lon"])
+        if not (abs(lat) <= 90 and abs(lon) <= 180):
+            return {"error": {"code": 400, "message": "out of range"}}
+        parts = self.address(lat, lon)
+        if parts is None:
+            return {"error": "Unable to geocode"}
+        shown = {**parts, "postcode": "10001", "country": "Country", "country_code": "xx"}
+        return {"place_id": 1, "osm_type": "way", "osm_id": 1, "lat": str(lat), "lon": str(lon),
+                "licence": "Data (c) OpenStreetMap contributors, ODbL 1.0",
+                "display_name": ", ".join(shown.values()), "address": shown}
 
 
 def flickr_json(photo: Photo) -> dict[str, Any]:
@@ -212,6 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.dumps(self.owner.answer_flickr(fields)).encode()
         elif path == "/w/api.php":
             body = json.dumps(self.owner.answer_commons(fields)).encode()
+        elif path == "/nominatim/reverse":
+            body = json.dumps(self.owner.answer_nominatim(fields)).encode()
         elif path in self.owner.files:
             body = self.owner.files[path]
         else:

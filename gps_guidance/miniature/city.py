@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 from shapely.geometry.polygon import orient
 
 from gps_guidance import geo
+from gps_guidance.geocoding import AddressCache, cells_of
 
 NAME = "Miniatown"
 BOUNDS = geo.Bounds(46.9955, 15.9934, 47.0045, 16.0066)
@@ -126,6 +128,22 @@ def check_place(place: str) -> str:
     if place not in PLACES:
         raise ValueError(f"There is no place {place!r} in {NAME}: it has {', '.join(PLACES)}.")
     return place
+
+
+def address_of(place: str) -> str:
+    """For example "old town, Miniatown": no street has a name."""
+    return f"{check_place(place).replace('-', ' ')}, {NAME}"
+
+
+def write_addresses(path: str | Path) -> Path:
+    """Write the address of every cell of the city as a cache for `gps-guidance geocode`."""
+    lat, lon = (np.arange(round(low * 1e4), round(high * 1e4) + 1) / 1e4
+                for low, high in ((BOUNDS.south, BOUNDS.north), (BOUNDS.west, BOUNDS.east)))
+    points = np.stack(np.meshgrid(lat, lon, indexing="ij"), axis=-1).reshape(-1, 2)
+    with AddressCache(path) as cache:
+        cache.add({cell: address_of(place) for cell, place
+                   in zip(cells_of(points), place_of(points), strict=True)}, NAME)
+    return Path(path)
 
 
 # --- what a photo shows, and how people caption it -------------------------------------------

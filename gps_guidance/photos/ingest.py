@@ -240,7 +240,8 @@ def _select(rows: pa.Table, out: Path, rules: Rules, wanted: Wanted) -> _Selecti
     if rules.blur_m > 0 and len(points):
         points = cleaning.blur_positions(points, rules.blur_m, wanted.bounds)
         columns = {"lat": points[:, 0], "lon": points[:, 1],
-                   "horizontal_error_m": np.full(len(points), rules.blur_m / math.sqrt(2))}
+                   "horizontal_error_m": np.full(len(points), rules.blur_m / math.sqrt(2)),
+                   "address": [None] * len(points)}  # of the exact position
         columns |= cleaning.landmark_columns(points, wanted)
     columns["split"] = cleaning.split_of(points, found.strings("owner"), found.strings("id"),
                                          rules.val_fraction, rules.split_by, rules.block_m)

@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         ("bearing_deg", pa.float64()), ("distance_m", pa.float64()), ("bin", pa.int32()),
         ("taken_at", pa.string()), ("owner", pa.string()), ("licence", pa.string()),
         ("source", pa.string()), ("url", pa.string()), ("caption", pa.string()),
-        ("split", pa.string()),
+        ("address", pa.string()), ("split", pa.string()),
     ],
     metadata={"gps_guidance_manifest_version": VERSION},
 )
@@ -83,8 +83,12 @@ def load_manifest(root: str | Path) -> Manifest:
         )
     center = tuple(about["center"]) if about["center"] else None
     bounds = geo.Bounds(*about["bounds"]) if about["bounds"] else None
-    return Manifest(pq.read_table(root / "manifest.parquet"), root, about["landmark"], center,
-                    bounds, about["rejected"], about["num_bins"])
+    rows = pq.read_table(root / "manifest.parquet")
+    if "address" not in rows.schema.names:  # written before there was this column
+        index = SCHEMA.get_field_index("address")
+        rows = rows.add_column(index, SCHEMA[index], pa.nulls(len(rows), SCHEMA[index].type))
+    return Manifest(rows, root, about["landmark"], center, bounds, about["rejected"],
+                    about["num_bins"])
 
 
 class TableBuilder:
