@@ -201,20 +201,21 @@ def addresses_of(
     cells = cells_of(positions)
     nothing = offline and not Path(cache).is_file()
     with AddressCache(":memory:" if nothing else cache) as known:
-        wanted = list(dict.fromkeys(cells))
-        missing = [cell for cell in wanted if known.get(cell) is None]
+        found = {cell: known.get(cell) for cell in dict.fromkeys(cells)}
+        missing = [cell for cell, address in found.items() if address is None]
         if missing and offline:
             raise ValueError(
-                f"{len(missing)} of {len(wanted)} cells are not in {cache}, and nobody is asked: "
+                f"{len(missing)} of {len(found)} cells are not in {cache}, and nobody is asked: "
                 f"run `gps-guidance geocode DATASET --cache {cache} --contact MAIL` without "
                 "--offline.")
         if missing:
             server = Nominatim(contact, endpoint, timeout_s=timeout_s, sleep=sleep)
-            log.info("%d of %d cells are not in %s: %s is asked", len(missing), len(wanted), cache,
+            log.info("%d of %d cells are not in %s: %s is asked", len(missing), len(found), cache,
                      server.source)
             for cell in tqdm(missing, desc="geocoding", unit="cell", disable=not progress):
-                known.add({cell: server.address(cell)}, server.source)
-        return [known.get(cell) or None for cell in cells]
+                address = found[cell] = server.address(cell)
+                known.add({cell: address}, server.source)
+    return [found[cell] or None for cell in cells]
 
 
 @dataclass

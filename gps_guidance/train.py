@@ -35,7 +35,7 @@ from gps_guidance.latents import Rows, photo_latents, text_embeddings
 from gps_guidance.loop import Batch, Run, start_accelerator, step_seed
 from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE, add_lora, lora_layers, save_lora
 from gps_guidance.miniature.nets import TEXT_DIM, tiny_model
-from gps_guidance.models import PARTS, DiffusionModel, load_model, save_module
+from gps_guidance.models import PARTS, PIPELINES, DiffusionModel, load_model, save_module
 from gps_guidance.recipe import AngleRecipe, Recipe
 from gps_guidance.sampling import sample_texts
 
@@ -55,7 +55,7 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
     if the folder already holds a finished model, or if dataset and recipe do not fit.
     """
     out = Path(output_dir)
-    _check_unfinished(out, recipe)
+    _check_unfinished(out, recipe.kind)
     recipe.check()
     check_null_text(recipe.null_text)
     if class_data_dir is not None and not isinstance(recipe, AngleRecipe):
@@ -102,10 +102,12 @@ def _save_model(model: DiffusionModel, recipe: Recipe, out: Path) -> None:
         shutil.rmtree(out / "latents", ignore_errors=True)
 
 
-def _check_unfinished(out: Path, recipe: Recipe) -> None:
+def _check_unfinished(out: Path, kind: str) -> None:
     """Refuse a folder with a finished model, unless it is ours and was not saved to the end."""
     whole = all((out / part).is_dir() for part in PARTS)
-    half_saved = recipe.encoder != "none" and (out / f"{recipe.kind}_loss.csv").is_file()
+    index = out / "model_index.json"  # it names an encoder before that is there
+    half_saved = ((out / f"{kind}_loss.csv").is_file() and index.is_file()
+                  and PIPELINES[1] in index.read_text("utf-8"))
     finished = any((out / name).exists() for name in ("gps_encoder", LORA_WEIGHT_NAME_SAFE))
     if finished or (whole and not half_saved):
         raise ValueError(f"{out} already holds a finished model. Give another --out folder, or "
