@@ -70,6 +70,7 @@ class AddressCache:
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
             self._file = sqlite3.connect(path, timeout=60.0)
             version = self._file.execute("PRAGMA user_version").fetchone()[0]

@@ -104,7 +104,7 @@ def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
             AddressCache(path)
         assert path.read_bytes() == before
     with pytest.raises(ValueError, match="unable to open"):
-        AddressCache(tmp_path / "no" / "folder")
+        AddressCache(tmp_path)
 
 
 # --- the server --------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_photo_that_is_taken_down_takes_its_address_along(
 
 
 def test_the_miniature_city_has_an_address_everywhere(tmp_path: Path) -> None:
-    path = tmp_path / "city.sqlite"
+    path = tmp_path / "city" / "addresses.sqlite"
     assert cli.main(["miniature", "--world", "city", "--count", "1", "--out", str(tmp_path / "p"),
                      "--addresses", str(path)]) == 0
     rng = np.random.default_rng(0)
