@@ -278,8 +278,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="MODEL",
                         help="folder to write; for a classifier that of the angle model")
     parser.add_argument("--recipe", help="a YAML file, or a bundled one such as tiny-landmark")
-    parser.add_argument("--class-data-dir", help="prior preservation images, kept for reuse")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("--class-data-dir", "--class_data_dir", metavar="FOLDER",
+                        help="prior preservation images, kept for reuse")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="changes to the recipe, also as --key value")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -294,11 +296,29 @@ def _train(args: argparse.Namespace) -> None:
                              "give no recipe, key=value or --class-data-dir.")
         print(f"classifier: {train_angle_classifier(args.dataset, args.out)}")
         return
+    from accelerate import PartialState
+
     from gps_guidance.recipe import load_recipe
     from gps_guidance.train import train_model
 
     recipe = load_recipe(args.recipe, args.overrides, args.kind)
-    print(f"model: {train_model(args.dataset, args.out, recipe, args.class_data_dir)}")
+    out = train_model(args.dataset, args.out, recipe, args.class_data_dir)
+    if PartialState().is_main_process:  # of those of torchrun or `accelerate launch`
+        print(f"model: {out}")
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="folder written by `gps-guidance train`")
+    parser.add_argument("--hub_model_id", "--hub-model-id", metavar="OWNER/NAME",
+                        help="default: the folder's name, of whoever is logged in")
+    parser.add_argument("--public", action="store_true",
+                        help="everybody sees it (docs/privacy.md); default: nobody else does")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from gps_guidance.hub import push
+
+    print(push(args.model, args.hub_model_id, private=not args.public))
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
@@ -359,6 +379,7 @@ VERBS = {
     "geocode": (_add_geocode, _geocode, "addresses for a dataset by GeoPy, as the baseline has"),
     "takedown": (_add_takedown, _takedown, "remove the photos of an owner from a dataset"),
     "train": (_add_train, _train, "a dataset -> a diffusion model"),
+    "push": (_add_push, _push, "a finished model -> the Hugging Face Hub, private by default"),
     "sample": (_add_sample, _sample, "images of a landmark by bearing"),
     "miniature": (_add_miniature, _miniature, "let tourists photograph a procedural tower or city"),
 }
@@ -369,8 +390,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (add_arguments, _, help_text) in VERBS.items():
         add_arguments(verbs.add_parser(name, help=help_text, description=help_text))
+    given = _with_overrides(argv, parser, verbs.choices["train"])
     words: list[str] = []
-    for word in argv:  # argparse takes the -33.8,151.2 of `--center -33.8,151.2` for an option
+    for word in given:  # argparse takes the -33.8,151.2 of `--center -33.8,151.2` for an option
         if words and words[-1] in ("--center", "--bbox") and re.match(r"-[\d.]", word):
             words[-1] += f"={word}"
         else:
@@ -379,10 +401,34 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     # nor does it find the overrides when options stand between them and the dataset
     wrong = [word for word in rest if "=" not in word or word.startswith("-")]
     if wrong or (rest and not hasattr(args, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(wrong or rest)}{_hint(args, wrong)}")
     if rest:
         args.overrides += rest
     return args
+
+
+def _with_overrides(argv: Sequence[str], parser: _Parser, train: argparse.ArgumentParser
+                    ) -> Sequence[str]:
+    """The words of `train`, with settings in diffusers' style as key=value; others as they are."""
+    if not argv or argv[0] != "train":
+        return argv
+    from gps_guidance.recipe import flags_as_overrides, settings
+
+    train.epilog, train.formatter_class = settings(), argparse.RawDescriptionHelpFormatter
+    try:
+        return flags_as_overrides(argv)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _hint(args: argparse.Namespace, wrong: Sequence[str]) -> str:
+    """What a misspelt setting of `train` may have meant."""
+    if args.verb != "train":
+        return ""
+    from gps_guidance.recipe import nearest_flag
+
+    near = next(filter(None, map(nearest_flag, wrong)), None)
+    return f". Did you mean {near}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

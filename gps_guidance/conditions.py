@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 SAMPLES: dict[str, Any] = {"num_inference_steps": 30, "seed": 1}  # of validation pictures
 ACROSS = 4  # pictures in a row of those of a text or GPS model
+BEARINGS = [[30.0 * k for k in row] for row in (range(6), range(6, 12))]  # of an angle model
 
 
 class TextConditions:
@@ -42,9 +43,11 @@ class TextConditions:
         self.recipe, self.photos = recipe, photos
         self.captions = [caption or "" for caption in photos.captions]
         silent = sum(not caption for caption in self.captions)
+        self.gaps = ""  # what the dataset does not tell the model
         if silent:
-            log.warning("%d of %d photos have no caption: their text is empty.", silent,
-                        len(self.captions))
+            self.gaps = (f"{silent} of {len(self.captions)} photos have no caption: their text is "
+                         "empty.")
+            log.warning("%s", self.gaps)
 
     @property
     def words(self) -> list[str]:
@@ -75,6 +78,17 @@ class TextConditions:
         words = [text for text in self.words if text]
         picks = np.linspace(0, len(words) - 1, min(ACROSS, len(words))).round().astype(int)
         return [words[index] for index in picks]
+
+    @property
+    def columns(self) -> list[str]:
+        """What differs within a row of validation pictures."""
+        return [f"noise {k + 1}" for k in range(ACROSS)]
+
+    @property
+    def sheet(self) -> list[tuple[str, list[str]]]:
+        """For each row of validation pictures what it has in common, and the names of its
+        pictures, without positions."""
+        return [(prompt, self.columns) for prompt in self.prompts]
 
     def samples(self, model: DiffusionModel) -> Tensor:
         """Validation pictures [rows, columns, 3, H, W] in [0, 1]: here captions x noises."""
@@ -137,6 +151,10 @@ class GPSConditions(TextConditions):
             for v in (0.25, 0.75) for u in (0.25, 0.75)
         ]
 
+    @property
+    def columns(self) -> list[str]:
+        return ["south-west", "south-east", "north-west", "north-east"]  # as ``corners``
+
     def samples(self, model: DiffusionModel) -> Tensor:
         """Captions x positions."""
         pairs = [(prompt, corner) for prompt in self.prompts for corner in self.corners]
@@ -157,12 +175,14 @@ class AngleConditions:
         counts = np.bincount(bins, minlength=recipe.num_bins)
         empty = [f"{geo.bin_bearing_deg(k, recipe.num_bins):.0f}"
                  for k in np.flatnonzero(counts == 0)]
+        self.gaps = ""
         if empty:
-            log.warning(
-                "no photo in the bins around %s degrees: the model has to guess those sides. Add "
-                "photos taken from there, or expect the landmark to be vague from them.",
-                ", ".join(empty),
+            self.gaps = (
+                f"no photo in the bins around {', '.join(empty)} degrees: the model has to guess "
+                "those sides. Add photos taken from there, or expect the landmark to be vague from "
+                "them."
             )
+            log.warning("%s", self.gaps)
 
     def encoder(self, width: int) -> AngleEncoder:
         encoder = AngleEncoder(
@@ -187,10 +207,13 @@ class AngleConditions:
         tokens: Tensor = model.angle(torch.from_numpy(where))
         return tokens
 
+    @property
+    def sheet(self) -> list[tuple[str, list[str]]]:
+        return [("", [f"{bearing:.0f}°" for bearing in row]) for row in BEARINGS]
+
     def samples(self, model: DiffusionModel) -> Tensor:
         """Twelve bearings round the landmark."""
-        bearings = [30.0 * k for k in range(12)]
-        return sample_angles(model, bearings, 2.0, **SAMPLES).unflatten(0, (-1, 6))
+        return sample_angles(model, sum(BEARINGS, []), 2.0, **SAMPLES).unflatten(0, (-1, 6))
 
 
 Conditions = TextConditions | AddressConditions | GPSConditions | AngleConditions

@@ -86,6 +86,22 @@ class Batch:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass
+class Course:
+    """How a stage went: ``steps`` and how many of them were ``skipped``, ``counts`` of what was
+    drawn, the ``seconds`` of its loop, checkpoints and pictures included, and the ``images`` seen
+    in them. All resumed parts count, but what a killed process did since its last checkpoint.
+    ``psnr_db`` is that of a VAE's reconstructions."""
+
+    stage: str
+    steps: int
+    skipped: int
+    counts: dict[str, int]
+    seconds: float
+    images: int
+    psnr_db: float | None = None
+
+
 class Objective(torch.nn.Module):
     """A loss as the forward pass of the modules that it trains: what DDP can wrap."""
 
@@ -125,6 +141,7 @@ class Run:
         self.step = 0
         self.losses: list[float | None] = []  # None: the step was skipped
         self.counts: Counter[str] = Counter()
+        self.seconds, self.images = 0.0, 0
         self.interrupts = Interrupts()
 
     @property
@@ -141,6 +158,11 @@ class Run:
         """How many of them are the last ones."""
         return next((k for k, loss in enumerate(reversed(self.losses)) if loss is not None),
                     len(self.losses))
+
+    @property
+    def course(self) -> Course:
+        return Course(self.name, self.step, self.skipped, dict(self.counts), self.seconds,
+                      self.images)
 
     def resume(self, scaler: Any = None) -> None:
         """Continue from the newest checkpoint of this stage, if there is one; ValueError if it
@@ -191,6 +213,8 @@ class Run:
             scaler.load_state_dict(state["scaler"])
         self.step, self.losses = state["step"], state["losses"]
         self.counts = Counter(state["counts"])
+        # those of before had neither: what is measured from here on is then all that is known
+        self.seconds, self.images = state.get("seconds", 0.0), state.get("images", 0)
 
     def _checkpoint(self, scaler: Any) -> Checkpoint:
         moments = self.optimizer.state_dict()["state"]
@@ -207,6 +231,7 @@ class Run:
                 "ema_step": self.ema.optimization_step if self.ema else None,
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "counts": dict(self.counts), "losses": self.losses,
+                "seconds": self.seconds, "images": self.images,
             },
         )
 
@@ -237,6 +262,7 @@ class Run:
         if accelerator.num_processes > 1:
             objective = accelerator.prepare(objective)
         began, first, shown = time.monotonic(), self.step, math.nan
+        before = self.seconds
         bar = tqdm(total=self.steps, initial=first, desc=self.name, unit="step", disable=not main)
         with self._trackers(accelerator), self.interrupts, bar:
             # processes stop after the same step, as they agree in _optimise
@@ -247,6 +273,7 @@ class Run:
                     while self.step < self.steps:
                         batch = draw_step(draw, self.name, self.step, self.recipe.seed)
                         values = self._optimise(accelerator, objective, batch)
+                        self.seconds = before + time.monotonic() - began
                         values["images_per_second"] = (
                             batch.images * (self.step - first) / (time.monotonic() - began))
                         accelerator.log(values, step=self.step)
@@ -269,11 +296,12 @@ class Run:
                 log.info("stopped %s at step %d of %d, saved in %s", self.name, self.step,
                          self.steps, self.folder)
                 raise
+        self.seconds = before + time.monotonic() - began
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
         log.log(logging.WARNING if self.skipped_in_a_row else logging.INFO,
                 "%s: %d steps in %.0f s, %d skipped", self.name, self.step,
-                time.monotonic() - began, self.skipped)
+                self.seconds, self.skipped)
         if main:
             self._write_losses()
 
@@ -310,6 +338,7 @@ class Run:
             self.step += 1
             self.losses.append(value if finite else None)
             self.counts.update(batch.counts)
+            self.images += batch.images
         if not finite:
             self._report_skipped(value, norm, lr)
         if stop:

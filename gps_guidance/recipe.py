@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,6 +61,9 @@ class Recipe:
     report_to: str = "none"  # or tensorboard, or wandb
     logging_dir: str = "logs"  # of TensorBoard, in the model's folder
     save_dtype: str = "float32"  # float16 halves the folder; loading gives float32 either way
+    push_to_hub: bool = False  # upload the finished folder to the Hugging Face Hub
+    hub_model_id: str | None = None  # name, or owner/name; null: the folder's name
+    hub_private_repo: bool = True  # a repository that nobody else sees
     lora_rank: int = 0  # 0: full fine-tuning; above: LoRA layers of that rank, and the encoder
     lora_alpha: int | None = None  # they count alpha / rank; null: lora_rank
     lora_target_modules: list[str] = field(  # of the UNet
@@ -261,6 +267,63 @@ def load_recipe(name_or_path: str | None = None, overrides: list[str] | None = N
         raise ValueError(f"The {source}: {' '.join(str(error).split())}") from error
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def shareable(settings: dict[Any, Any]) -> dict[str, Any]:
+    """The settings of a recipe, of folders the name alone: what may leave this machine."""
+    folders = ("base", "cache_dir", "logging_dir")
+    return {key: Path(value).name if key in folders and value else value
+            for key, value in settings.items()}
+
+
+def flags_as_overrides(words: Sequence[str]) -> list[str]:
+    """A command line in which ``--key value``, ``--key=value`` and, of a switch, ``--key``, as
+    diffusers' scripts have them, are ``key=value`` at the end. ValueError if a value is missing."""
+    switches = {f.name: type(f.default) is bool for kind in KINDS.values() for f in fields(kind)}
+    others, overrides, rest = [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        key, sign, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or key not in switches:
+            others.append(word)
+            continue
+        following = rest[0] if rest else "--"
+        if not sign and switches[key]:
+            value = rest.pop(0) if following.lower() in ("true", "false") else "true"
+        elif not sign and following.startswith("--"):
+            raise ValueError(f"{word} needs a value: {word} VALUE.")
+        elif not sign:
+            value = rest.pop(0)
+        overrides.append(f"{key}={value}")
+    return others + overrides
+
+
+def nearest_flag(word: str) -> str | None:
+    """The setting that a misspelt ``--key`` or ``--key=value`` may have meant, as ``--key``."""
+    keys = {f.name for kind in KINDS.values() for f in fields(kind)}
+    close = difflib.get_close_matches(word.lstrip("-").partition("=")[0], sorted(keys), 1)
+    return f"--{close[0]}" if close else None
+
+
+def as_written(value: Any) -> str:
+    """A setting as one writes it in a recipe or on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def settings() -> str:
+    """Every key of the recipes with its default, for people."""
+    common = asdict(Recipe())
+    parts = {"of every kind": common}
+    for name, kind in KINDS.items():
+        own = asdict(kind())
+        parts[f"of {name}"] = {key: own[key] for key in own
+                               if key not in common or own[key] != common[key]}
+    lines = ["settings of the recipe, as key=value or --key value, with their defaults:"]
+    for title, values in parts.items():
+        words = [f"{key}={as_written(value)}" for key, value in values.items()]
+        lines += textwrap.wrap(f"{title}: {', '.join(words)}", 90, initial_indent="  ",
+                               subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def _check_key(key: str, kind: str) -> None:

@@ -6,11 +6,12 @@ given tokens. What the tokens are is in ``conditions``, the loop itself in ``loo
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,17 @@ from gps_guidance.conditions import Conditions, conditions_of
 from gps_guidance.dataset import Photos, load_photos
 from gps_guidance.draws import Draws, draw_timesteps, dropped
 from gps_guidance.encoders import check_null_text
+from gps_guidance.hub import create_repository, push, repository_name
 from gps_guidance.interrupts import sigterm_as_ctrl_c
 from gps_guidance.latents import Rows, photo_latents, text_embeddings
-from gps_guidance.loop import Batch, Run, start_accelerator, step_seed
+from gps_guidance.loop import Batch, Course, Run, start_accelerator, step_seed
 from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE, add_lora, lora_layers, save_lora
 from gps_guidance.miniature.nets import TEXT_DIM, tiny_model
 from gps_guidance.models import PARTS, PIPELINES, DiffusionModel, load_model, save_module
+from gps_guidance.photos.manifest import write_whole
 from gps_guidance.recipe import AngleRecipe, Recipe
 from gps_guidance.sampling import sample_texts
+from gps_guidance.training_report import write_training_report
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +54,22 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
     """Train a model of the recipe's kind on a dataset folder and save it under ``output_dir``.
 
     The folder, which is returned, also gets ``recipe.yaml``, ``<kind>_loss.csv``, ``vae_loss.csv``,
-    ``loss.png`` and ``samples-*.png``. Run again after a stop and it resumes from its last
-    checkpoint. ``class_data_dir`` keeps the images of prior preservation (angle models). ValueError
-    if the folder already holds a finished model, or if dataset and recipe do not fit.
+    ``loss.png``, ``samples-*.png`` and ``train_report.html``. Run again after a stop and it resumes
+    from its last checkpoint. ``class_data_dir`` keeps the images of prior preservation (angle
+    models). With ``push_to_hub`` the main process then uploads it. ValueError if the folder already
+    holds a finished model, if dataset and recipe do not fit, or if the Hub cannot be written to,
+    which is seen at once.
     """
     out = Path(output_dir)
-    _check_unfinished(out, recipe.kind)
+    _check_unfinished(out, recipe)
     recipe.check()
     check_null_text(recipe.null_text)
     if class_data_dir is not None and not isinstance(recipe, AngleRecipe):
         raise ValueError(f"class_data_dir is for prior preservation, which train {recipe.kind} "
                          "does not have: leave --class-data-dir out.")
     accelerator = start_accelerator(recipe, out)
+    if recipe.push_to_hub and accelerator.is_main_process:
+        create_repository(recipe.hub_model_id or repository_name(out), recipe.hub_private_repo)
     photos = load_photos(dataset, recipe.size, need_bearings=isinstance(recipe, AngleRecipe),
                          in_memory=recipe.base == "tiny")  # its VAE sees each photo many times
     conditions = conditions_of(recipe, photos)
@@ -70,19 +78,25 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
         OmegaConf.save(OmegaConf.create(asdict(recipe)), out / "recipe.yaml")
     model = _start_model(recipe, conditions)
     model.to(accelerator.device)
+    courses: list[Course] = []
     if recipe.base == "tiny":
-        _train_vae(model, photos, recipe, out, accelerator)
-    prior = None
+        courses += _train_vae(model, photos, recipe, out, accelerator)
+    prior, prior_images = None, None
     if isinstance(recipe, AngleRecipe) and recipe.with_prior_preservation:
-        folder = Path(class_data_dir or out / "class_images")
-        prior = _prior_latents(model, recipe, folder, accelerator)
+        prior_images = Path(class_data_dir or out / "class_images")
+        prior = _prior_latents(model, recipe, prior_images, accelerator)
     place = out / "latents" if recipe.cache_dir == "auto" else recipe.cache_dir
     cache = None if place is None else Path(place).expanduser()
     latents = photo_latents(photos, model.vae, recipe, cache, accelerator)
-    _train_unet(model, conditions, latents, prior, recipe, out, accelerator, cache)
+    courses.append(
+        _train_unet(model, conditions, latents, prior, recipe, out, accelerator, cache))
     if accelerator.is_main_process:
         _save_model(model, recipe, out)
+        write_training_report(out, Path(dataset).resolve().name, conditions, courses, prior_images,
+                              accelerator)
     accelerator.wait_for_everyone()
+    if recipe.push_to_hub and accelerator.is_main_process:  # the others need not wait for it
+        push(out, recipe.hub_model_id, recipe.hub_private_repo)
     return out
 
 
@@ -102,16 +116,17 @@ def _save_model(model: DiffusionModel, recipe: Recipe, out: Path) -> None:
         shutil.rmtree(out / "latents", ignore_errors=True)
 
 
-def _check_unfinished(out: Path, kind: str) -> None:
+def _check_unfinished(out: Path, recipe: Recipe) -> None:
     """Refuse a folder with a finished model, unless it is ours and was not saved to the end."""
     whole = all((out / part).is_dir() for part in PARTS)
     index = out / "model_index.json"  # it names an encoder before that is there
-    half_saved = ((out / f"{kind}_loss.csv").is_file() and index.is_file()
+    half_saved = ((out / f"{recipe.kind}_loss.csv").is_file() and index.is_file()
                   and PIPELINES[1] in index.read_text("utf-8"))
     finished = any((out / name).exists() for name in ("gps_encoder", LORA_WEIGHT_NAME_SAFE))
     if finished or (whole and not half_saved):
+        upload = f" To upload it: gps-guidance push {out}." if recipe.push_to_hub else ""
         raise ValueError(f"{out} already holds a finished model. Give another --out folder, or "
-                         "remove it to train again.")
+                         f"remove it to train again.{upload}")
 
 
 def _start_model(recipe: Recipe, conditions: Conditions) -> DiffusionModel:
@@ -150,14 +165,16 @@ def _start_model(recipe: Recipe, conditions: Conditions) -> DiffusionModel:
 
 
 def _train_vae(model: DiffusionModel, photos: Photos, recipe: Recipe, out: Path,
-               accelerator: Accelerator) -> None:
-    """Train the tiny VAE on crops, then whiten its latents (scaling_factor stays 1)."""
+               accelerator: Accelerator) -> list[Course]:
+    """Train the tiny VAE on crops, then whiten its latents (scaling_factor stays 1); returns how it
+    went, if that is still known."""
     done = out / "checkpoints" / "vae"  # out / "vae" may be one in save_dtype
     vae = model.vae
     if (done / "config.json").is_file():
         saved = type(vae).from_pretrained(done, use_safetensors=True).to(accelerator.device)
         model.vae = saved.requires_grad_(False).eval()
-        return
+        kept = done.with_suffix(".json")
+        return [Course(**json.loads(kept.read_text("utf-8")))] if kept.is_file() else []
     shape = latent_shape(vae, recipe.size)
     jitter = max(recipe.colour_jitter, 0.1)
 
@@ -187,11 +204,14 @@ def _train_vae(model: DiffusionModel, photos: Photos, recipe: Recipe, out: Path,
         for _ in range(16)
     )
     whiten_latents(vae, batches)
-    log.info("VAE: %.2f dB on training crops (%.2f before whitening)",
-             reconstruction_psnr(vae, photos), before)
+    course = replace(run.course, psnr_db=reconstruction_psnr(vae, photos))
+    log.info("VAE: %.2f dB on training crops (%.2f before whitening)", course.psnr_db, before)
     if accelerator.is_main_process:
-        save_module(vae, done)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(done.with_suffix(".json"), json.dumps(asdict(course)).encode())
+        save_module(vae, done)  # last: who finds it has the other
     accelerator.wait_for_everyone()
+    return [course]
 
 
 @torch.no_grad()
@@ -285,7 +305,7 @@ def _trained_modules(model: DiffusionModel, recipe: Recipe) -> dict[str, Any]:
 
 def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor | Rows,
                 prior: Tensor | None, recipe: Recipe, out: Path, accelerator: Accelerator,
-                cache: Path | None) -> None:
+                cache: Path | None) -> Course:
     """Eq. 3, or Eq. 6 with lambda x Eq. 9, on cached latents, and on cached texts where the text
     encoder does not train."""
     model.vae.requires_grad_(False).eval()
@@ -353,6 +373,7 @@ def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor |
     model.freeze()
     if accelerator.is_main_process:
         _validation_grid(model, conditions, run, out)
+    return run.course
 
 
 def equip_unet(unet: Any, recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from gps_guidance import checkpoints, cli, train
 from gps_guidance.models import load_angle_model
 from gps_guidance.photos.manifest import load_manifest
+from gps_guidance.recipe import KINDS, as_written, load_recipe
 from gps_guidance.sampling import sample_angles
 from gps_guidance.scorers import AngleClassifier
 
@@ -135,6 +137,39 @@ def test_train_stops_at_ctrl_c_goes_on_and_gets_a_judge(
     assert AngleClassifier.from_pretrained(out / "angle_classifier").config.num_bins == 36
 
 
+@pytest.mark.parametrize(("flags", "plain"), [
+    (["--train_batch_size", "8", "--gradient_checkpointing", "--condition_dropout=0.05"],
+     ["train_batch_size=8", "gradient_checkpointing=true", "condition_dropout=0.05"]),
+    (["--axis_embedding", "false", "--use_8bit_adam", "True", "--random_flip=true"],
+     ["axis_embedding=false", "use_8bit_adam=true", "random_flip=true"]),
+    (["--seed", "-3", "--resolution", "[96,64]", "--lora_target_modules=[to_q,to_v]"],
+     ["seed=-3", "resolution=[96,64]", "lora_target_modules=[to_q,to_v]"]),
+    (["--snr_gamma", "5", "--gps_learning_rate=1e-5", "--lora_rank=4", "--cache_dir", "null"],
+     ["snr_gamma=5", "gps_learning_rate=1e-5", "lora_rank=4", "cache_dir=null"]),
+])
+def test_settings_in_the_style_of_diffusers(flags: list[str], plain: list[str]) -> None:
+    """Wherever they stand, between the options that were there before."""
+    common = ["--out", "m", "--recipe", "miniature-city"]
+    wanted = load_recipe("miniature-city", plain, "gps")
+    assert wanted != load_recipe("miniature-city", [], "gps")
+    for words in ([*flags, "data", *common], ["data", *flags, *common], ["data", *common, *flags]):
+        args = cli._parse(["train", "gps", *words])
+        assert (args.kind, args.dataset, args.out, args.recipe) == (
+            "gps", "data", "m", "miniature-city")
+        assert load_recipe(args.recipe, args.overrides, args.kind) == wanted
+    for name in ("--class-data-dir", "--class_data_dir"):
+        args = cli._parse(["train", "angle", "data", "--out", "m", "--seed=1", name, "prior"])
+        assert (args.class_data_dir, args.overrides) == ("prior", ["seed=1"])
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for kind in KINDS.values():
+        for key, value in asdict(kind()).items():
+            assert f"{key}={as_written(value)}" in text, key
+
+
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
@@ -170,7 +205,13 @@ def test_an_unknown_recipe_or_key_or_value(
     assert "tiny-landmark" in fails(capsys, [*command, "--recipe", "no-such"])
     assert "Integer" in fails(capsys, [*command, "--recipe", "tiny-landmark", "seed=x"])
     assert "unrecognized arguments: seed" in fails(capsys, [*command, "seed"])
-    assert "unrecognized arguments: --sede=3" in fails(capsys, [*command, "--sede=3"])
+    error = fails(capsys, [*command, "--sede=3"])
+    assert "unrecognized arguments: --sede=3. Did you mean --seed? See" in error
+    error = fails(capsys, [*command, "--train-batch-size", "3"])
+    assert "--train-batch-size 3. Did you mean --train_batch_size?" in error
+    assert "--seed needs a value" in fails(capsys, [*command, "--seed"])
+    assert "--seed needs a value" in fails(capsys, [*command, "--seed", "--dither_bins"])
+    assert "key of `train gps`" in fails(capsys, [*command, "--gps_dropout", "0.1"])
     assert not (tmp_path / "m").exists()
     classifier = ["train", "classifier", str(miniature_dataset), "--out", str(tmp_path / "m")]
     assert "no recipe" in fails(capsys, [*classifier, "seed=3"])

@@ -16,7 +16,7 @@ LEVELS = {
     "lift.config": 1, "areas": 1, "checkpoints": 1, "interrupts": 1,
     "dataset": 2, "captions": 2, "autoencoder": 2, "sampling": 2, "conditions": 2, "loop": 2,
     "draws": 2, "place": 2, "latents": 2, "texts": 2, "compose": 2, "card": 2, "lora": 2,
-    "pipeline": 2, "geocoding": 2, "lift": 2,
+    "pipeline": 2, "geocoding": 2, "lift": 2, "hub": 2, "training_report": 2,
     "train": 3, "scorers": 3, "metrics": 3, "viz": 3, "lift.system": 3,
     "lift.engine": 3, "lift.report": 3, "lift.callbacks": 3, "lift.plan": 3, "miniature": 3,
     "cli": 4, "demo": 4, "__main__": 4,

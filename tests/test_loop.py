@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gps_guidance import checkpoints
 from gps_guidance.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
-from gps_guidance.loop import Batch, Run, start_accelerator
+from gps_guidance.loop import Batch, Course, Run, start_accelerator
 from gps_guidance.recipe import TextRecipe
 
 STEPS = 6
@@ -155,6 +155,25 @@ def test_from_any_checkpoint_the_end_is_the_same(tmp_path: Path, ema_decay: floa
         run, found = finish(out, ema_decay=ema_decay)
         assert same(found, expected) and run.losses == whole.losses
         assert run.counts == whole.counts == {"seen": 8 * STEPS}
+
+
+def test_a_stage_counts_the_seconds_and_images_of_all_its_parts(tmp_path: Path) -> None:
+    """From a checkpoint of before they were counted, those that follow it."""
+    whole, _ = finish(tmp_path)
+    assert whole.course == Course("text", STEPS, 0, {"seen": 8 * STEPS}, whole.seconds, 8 * STEPS)
+    found = find_checkpoints(tmp_path / "checkpoints", "text")
+    states = [json.loads((path / "state.json").read_text()) for path in found]
+    assert [state["images"] for state in states] == [8 * step for step in range(1, STEPS)]
+    seconds = [0.0, *(state["seconds"] for state in states), whole.seconds]
+    assert seconds == sorted(seconds) and len(set(seconds)) == STEPS + 1
+    (found[-1] / "state.json").write_text(json.dumps(states[-1] | {"seconds": 1000.0}))
+    again, _ = finish(tmp_path)
+    assert 1000 < again.seconds < 1000 + 60 and again.images == 8 * STEPS
+    for key in ("seconds", "images"):
+        del states[-1][key]
+    (found[-1] / "state.json").write_text(json.dumps(states[-1]))
+    again, _ = finish(tmp_path)
+    assert again.losses == whole.losses and 0 < again.seconds < 60 and again.images == 8
 
 
 def test_steps_do_not_depend_on_how_they_are_cut(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_lora_of_a_city_trains_its_layers_and_the_encoder_alone_and_loads_back
     model = trained(city_dataset, out, gps_lora(tiny_sd_model))
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md", "gps_loss.csv", "loss.png", FILE, "recipe.yaml", "samples-000002.png",
-        "samples-000003.png",
+        "samples-000003.png", "train_report.html",
     ]
     for part in ("unet", "text_encoder", "vae"):
         state = model.modules()[part].state_dict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -158,7 +159,7 @@ def test_a_run_writes_what_it_promises(whole: Path) -> None:
     assert sorted(path.name for path in whole.iterdir()) == [
         "README.md", "angle_loss.csv", "gps_encoder", "loss.png", "model_index.json",
         "recipe.yaml", "samples-000003.png", "samples-000006.png", "scheduler",
-        "text_encoder", "tokenizer", "unet", "vae", "vae_loss.csv",
+        "text_encoder", "tokenizer", "train_report.html", "unet", "vae", "vae_loss.csv",
     ]
     assert [row[0] for row in losses(whole)] == ["step", "1", "2", "3", "4", "5", "6"]
     assert [row[0] for row in losses(whole, "vae")] == ["step", "1", "2", "3", "4"]
@@ -208,6 +209,13 @@ def test_a_run_that_stops_in_each_stage_ends_the_same(
     assert "resumed vae at step 3" in caplog.text and "resumed angle at step 5" in caplog.text
     assert losses(out) == losses(whole)
     assert losses(out, "vae") == losses(whole, "vae")
+    ends = [(folder / "train_report.html").read_text("utf-8") for folder in (whole, out)]
+    for facts in (r"stage vae</th><td>(4 steps, 0 of them skipped; 16 images)",
+                  r"images/s, with checkpoints and samples\); (\d+\.\d\d dB) on training crops",
+                  r"stage angle</th><td>(6 steps, 0 of them skipped; 24 images)",
+                  r"conditions dropped</th><td>(.*?)</td>"):
+        one, other = (re.findall(facts, end) for end in ends)
+        assert one == other and len(one) == 1, facts
     expected, found = stored(whole), stored(out)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []

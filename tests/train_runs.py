@@ -69,11 +69,15 @@ def children() -> Any:
 
 def train_together(processes: int, dataset: Path, out: Path, recipe: Recipe) -> list[Any]:
     """Start as many processes on one training, and return them."""
+    return run_together(processes, train_small, dataset, out, recipe)
+
+
+def run_together(processes: int, target: Callable[..., None], *args: Any) -> list[Any]:
+    """Start ``target(*args, rank, processes, port)`` in as many processes, and return them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    found = [children().Process(target=train_small,
-                                args=(dataset, out, recipe, rank, processes, port))
+    found = [children().Process(target=target, args=(*args, rank, processes, port))
              for rank in range(processes)]
     for process in found:
         process.start()

@@ -6,7 +6,6 @@ unless asked.
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import math
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from gps_guidance import geo
-from gps_guidance.page import html_page
+from gps_guidance.page import html_page, image_uri
 from gps_guidance.photos import drawings
 from gps_guidance.photos.drawings import INK
 from gps_guidance.photos.images import open_image, upright
@@ -294,24 +293,20 @@ def _page(manifest: Manifest, found: list[str], columns: int, cells: list[drawin
 <h2>Captions</h2>{_captions(manifest, with_positions)}""", STYLE)
 
 
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 def _figure(manifest: Manifest, draw: Callable[[Axes, Manifest], None], alt: str,
             size: tuple[float, float], projection: str | None = None) -> str:
     """A drawing as an image within the page."""
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     draw(figure.add_subplot(projection=projection), manifest)
     return (f'<img class="figure" width="{96 * size[0]:.0f}" alt="{alt}" '
-            f'src="{_uri("png", _png(figure, 120))}">')
+            f'src="{image_uri("png", _png(figure, 120))}">')
 
 
 def _img(cell: drawings.Cell) -> str:
     buffer = io.BytesIO()
     cell.picture.save(buffer, "JPEG", quality=85)
     alt = f"a photo from {cell.label}" if cell.label else "a photo"
-    return f'<img alt="{alt}" src="{_uri("jpeg", buffer.getvalue())}">'
+    return f'<img alt="{alt}" src="{image_uri("jpeg", buffer.getvalue())}">'
 
 
 def _bars(title: str, rows: list[tuple[str, int]]) -> str:
