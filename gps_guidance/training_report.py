@@ -18,16 +18,21 @@ from accelerate import Accelerator
 from omegaconf import OmegaConf
 from PIL import Image
 
+from gps_guidance.card import LOAD_LORA
 from gps_guidance.conditions import AngleConditions, Conditions, GPSConditions
 from gps_guidance.loop import Course
 from gps_guidance.page import html_page, image_uri
 from gps_guidance.photos.manifest import write_whole
-from gps_guidance.recipe import KINDS, Recipe, as_written, shareable
+from gps_guidance.recipe import KINDS, AngleRecipe, Recipe, as_written, shareable
 
 GRIDS = 8  # at most so many sheets of samples
 CELL = 192  # pixels, the longer side of a sample at most
 PRIORS = 6  # images of prior preservation
 KIND = {"text": "Text model", "gps": "GPS model", "angle": "Angle model"}
+LOAD_TEXT_LORA = """from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("FOLDER OR HUB NAME OF {base}")
+pipe.load_lora_weights("FOLDER OF THIS MODEL")"""
 STYLE = """\
 h2 { font-weight: 600; font-size: 1.15rem; margin: 2.2rem 0 .6rem } p { margin: .4rem 0 }
 h3 { font-weight: 600; font-size: 1rem; margin: 1.2rem 0 .3rem } img { max-width: 100% }
@@ -171,13 +176,12 @@ def _cell(picture: Image.Image, name: str) -> str:
 
 
 def _priors(folder: Path | None, recipe: Recipe) -> str:
-    files = sorted(folder.glob("*.png"))[:PRIORS] if folder is not None else []
-    pictures = []
+    if folder is None or not isinstance(recipe, AngleRecipe):
+        return ""
+    files, pictures = sorted(folder.glob("*.png"))[:PRIORS], []
     for path in files:
         with Image.open(path) as png:
             pictures.append(_cell(png.convert("RGB"), ""))
-    if not pictures:
-        return ""
     return (f'<h2>Prior preservation</h2><p class="note">The first {len(files)} of '
             f"{recipe.num_class_images:,} images that the base made of the prompt before "
             f'training.</p><table class="sheet"><tr>{"".join(pictures)}</tr></table>')
@@ -201,8 +205,10 @@ def _settings(recipe: Recipe) -> str:
 def _next(name: str, recipe: Recipe) -> str:
     model = shlex.quote(name)
     if recipe.lora_rank:
-        return ("<p>A LoRA is used with its base: README.md in the folder has the lines of Python. "
-                f"Others get it by</p><pre>gps-guidance push {html.escape(model)}</pre>")
+        load = LOAD_LORA if recipe.kind != "text" else LOAD_TEXT_LORA
+        lines = load.format(base=Path(recipe.base).name)
+        return (f"<p>With its base, in Python, or uploaded:</p><pre>{html.escape(lines)}</pre>"
+                f"<pre>gps-guidance push {html.escape(model)}</pre>")
     commands = {
         "text": [f"gps-guidance train {kind} DATASET --out {kind}-model base={model}"
                  for kind in ("gps", "angle")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ def test_what_is_saved_is_small_and_says_how_it_is_used(
     card = ModelCard.load(tmp_path / "float32" / "README.md").text
     assert f"| LoRA of | `{tiny_sd_model.name}` |" in card
     code = card.split("```python\n")[1].split("```")[0]
+    page = html.unescape((tmp_path / "float32" / "train_report.html").read_text("utf-8"))
+    assert code[: code.index("image =")].strip() in page and "rank 2" in page
     code = code.replace(f"FOLDER OR HUB NAME OF {tiny_sd_model.name}", str(tiny_sd_model))
     code = code.replace("FOLDER OF THIS MODEL", str(tmp_path / "float32"))
     found: dict[str, Any] = {}

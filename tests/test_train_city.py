@@ -234,7 +234,8 @@ def test_without_an_axis_embedding_none_is_learned(
 def test_a_text_model_is_a_model_without_a_place(text_model: Path) -> None:
     assert sorted(path.name for path in text_model.iterdir()) == [
         "loss.png", "model_index.json", "recipe.yaml", "samples-000002.png", "samples-000004.png",
-        "scheduler", "text_encoder", "text_loss.csv", "tokenizer", "unet", "vae", "vae_loss.csv",
+        "scheduler", "text_encoder", "text_loss.csv", "tokenizer", "train_report.html", "unet",
+        "vae", "vae_loss.csv",
     ]
     model = load_model(text_model)
     assert model.gps_encoder is None
@@ -250,7 +251,7 @@ def test_a_gps_model_loads_back_and_has_learned(text_model: Path, gps_model: Pat
     assert sorted(path.name for path in gps_model.iterdir()) == [
         "README.md", "gps_encoder", "gps_loss.csv", "loss.png", "model_index.json", "recipe.yaml",
         "samples-000002.png", "samples-000004.png", "scheduler", "text_encoder", "tokenizer",
-        "unet", "vae",
+        "train_report.html", "unet", "vae",
     ]
     model = load_model(gps_model)
     assert isinstance(model.gps_encoder, GPSEncoder)
