@@ -107,10 +107,17 @@ class AddressConditions(TextConditions):
                              "asks for: run `gps-guidance geocode DATASET --cache FILE`.")
         super().__init__(recipe, photos)
         if nameless:
-            log.warning("%d of %d photos have no address: their text is the caption.", nameless,
-                        len(photos))
+            said = (f"{nameless} of {len(photos)} photos have no address: their text is the "
+                    "caption.")
+            self.gaps = f"{self.gaps} {said}".strip()
+            log.warning("%s", said)
         self.captions = [address_prompt(caption, address) for caption, address
                          in zip(self.captions, photos.addresses, strict=True)]
+
+    @property
+    def sheet(self) -> list[tuple[str, list[str]]]:
+        """With numbers for the texts, whose addresses are positions in words."""
+        return [(f"text {k + 1}", self.columns) for k in range(len(self.prompts))]
 
 
 class GPSConditions(TextConditions):

@@ -19,7 +19,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from gps_guidance.card import LOAD_LORA
-from gps_guidance.conditions import AngleConditions, Conditions, GPSConditions
+from gps_guidance.conditions import (
+    AddressConditions,
+    AngleConditions,
+    Conditions,
+    GPSConditions,
+)
 from gps_guidance.loop import Course
 from gps_guidance.page import html_page, image_uri
 from gps_guidance.photos.manifest import write_whole
@@ -28,11 +33,17 @@ from gps_guidance.recipe import KINDS, AngleRecipe, Recipe, as_written, shareabl
 GRIDS = 8  # at most so many sheets of samples
 CELL = 192  # pixels, the longer side of a sample at most
 PRIORS = 6  # images of prior preservation
-KIND = {"text": "Text model", "gps": "GPS model", "angle": "Angle model"}
+KIND = {"text": "Text model", "gps": "GPS model", "angle": "Angle model",
+        "address": "Address model"}
 LOAD_TEXT_LORA = """from diffusers import StableDiffusionPipeline
 
 pipe = StableDiffusionPipeline.from_pretrained("FOLDER OR HUB NAME OF {base}")
 pipe.load_lora_weights("FOLDER OF THIS MODEL")"""
+LOAD_ADDRESS = """from diffusers import StableDiffusionPipeline
+from gps_guidance.geocoding import address_prompt
+
+pipe = StableDiffusionPipeline.from_pretrained("{name}")
+image = pipe(address_prompt("a red car", "STREET, QUARTER, TOWN")).images[0]"""
 STYLE = """\
 h2 { font-weight: 600; font-size: 1.15rem; margin: 2.2rem 0 .6rem } p { margin: .4rem 0 }
 h3 { font-weight: 600; font-size: 1rem; margin: 1.2rem 0 .3rem } img { max-width: 100% }
@@ -55,7 +66,7 @@ def write_training_report(out: Path, dataset: str, conditions: Conditions, cours
     """
     recipe = conditions.recipe
     subject = conditions.photos.landmark or dataset
-    title = f"{KIND[recipe.kind]} of {subject}"
+    title = f"{KIND[_kind(recipe)]} of {subject}"
     gaps = conditions.gaps[:1].upper() + conditions.gaps[1:]
     body = f"""<h1>{html.escape(title)}</h1>
 {_table(_facts(dataset, conditions, courses, accelerator))}
@@ -69,6 +80,11 @@ def write_training_report(out: Path, dataset: str, conditions: Conditions, cours
     page = out / "train_report.html"
     write_whole(page, html_page(title, body, STYLE).encode())
     return page
+
+
+def _kind(recipe: Recipe) -> str:
+    """One of KIND: a model of addresses is no GPS model."""
+    return "address" if recipe.kind == "gps" and recipe.encoder == "none" else recipe.kind
 
 
 # --- facts -----------------------------------------------------------------------------------
@@ -148,6 +164,9 @@ def _columns(conditions: Conditions) -> str:
     if isinstance(conditions, GPSConditions):
         return ("Rows are prompts. Columns are four places, half-way from the middle of the "
                 "dataset's box to its corners.")
+    if isinstance(conditions, AddressConditions):
+        return ("Rows are captions with addresses, which are not shown, as they tell where photos "
+                "were taken. Columns are four noises.")
     return "Rows are prompts. Columns are four noises."
 
 
@@ -205,7 +224,7 @@ def _settings(recipe: Recipe) -> str:
 def _next(name: str, recipe: Recipe) -> str:
     model = shlex.quote(name)
     if recipe.lora_rank:
-        load = LOAD_LORA if recipe.kind != "text" else LOAD_TEXT_LORA
+        load = LOAD_TEXT_LORA if recipe.encoder == "none" else LOAD_LORA
         lines = load.format(base=Path(recipe.base).name)
         return (f"<p>With its base, in Python, or uploaded:</p><pre>{html.escape(lines)}</pre>"
                 f"<pre>gps-guidance push {html.escape(model)}</pre>")
@@ -214,10 +233,11 @@ def _next(name: str, recipe: Recipe) -> str:
                  for kind in ("gps", "angle")],
         "gps": [f'python examples/sample.py {model} --prompt "a red car" --gps LAT,LON',
                 f'python examples/average.py {model} "a building" AREA.geojson'],
+        "address": [LOAD_ADDRESS.format(name=name)],
         "angle": [f"gps-guidance sample {model} --out {model}.png",
                   "python launch.py --config gps-sds-sakharov.yaml --train "
                   f"system.guidance.pretrained_model_name_or_path={model}"],
-    }[recipe.kind]
+    }[_kind(recipe)]
     more = ("<p>The second makes it 3D; size and cameras of your photos go into its config "
             "(docs/own-photos.md).</p>" if recipe.kind == "angle" else "")
     return (f"<p>In the folder that holds {html.escape(name)}:</p>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,14 @@ def test_an_address_model_is_trained_and_saved_as_a_text_model(
     for again in (address_recipe(tiny_sd_model), GPSRecipe(base=str(tiny_sd_model))):
         with pytest.raises(ValueError, match="already holds a finished model"):
             train_model(addressed, out, again)
+
+
+def test_its_report_tells_no_address(address_model: Path) -> None:
+    page = (address_model / "train_report.html").read_text("utf-8")
+    text = re.sub(r'"data:[^"]+"', "", page)
+    assert "<h1>Address model of d</h1>" in text and "<th>text 1</th>" in text
+    assert "1 of 12 photos have no address: their text is the caption." in text
+    assert not [name for name in (*STREETS, "Pisa", *CAPTIONS) if name in text]
 
 
 def test_the_python_of_its_card_makes_images_of_addresses(address_model: Path) -> None:
