@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from gps_guidance.geo import LANDMARKS
 from gps_guidance.recipe import KINDS, RECIPES, AngleRecipe, GPSRecipe, TextRecipe, load_recipe
 
 KIND_OF = {"miniature-city-base": "text", "miniature-city": "gps", "gps-nyc": "gps",
@@ -63,9 +65,10 @@ def test_every_bundled_recipe_loads_by_name_and_by_path(path: Path) -> None:
     for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():  # type: ignore
         assert getattr(recipe, str(key)) == value
     recipe.check()
-    assert (recipe.base == "tiny") == (kind != "gps")
-    if isinstance(recipe, AngleRecipe):
-        assert not recipe.with_prior_preservation  # there is no original model to preserve
+    papers = path.stem.startswith("angle-") or kind == "gps"
+    assert (recipe.base == "tiny") == (not papers)
+    if isinstance(recipe, AngleRecipe):  # from scratch there is no original model to preserve
+        assert recipe.with_prior_preservation == papers
     assert all(side % 16 == 0 for side in recipe.size)
 
 
@@ -81,6 +84,20 @@ def test_the_recipes_of_the_cities() -> None:
         for key in ("base", "resolution", "max_train_steps", "learning_rate", "lr_scheduler",
                     "adam_weight_decay", "dropout", "null_text", "high_noise_fraction"):
             assert getattr(recipe, key) == getattr(paper, key)
+
+
+def test_the_recipes_of_the_landmarks() -> None:
+    """All six are the defaults, which are the paper's, split into batches for one card."""
+    assert {path.stem for path in RECIPES.glob("angle-*.yaml")} == {f"angle-{k}" for k in LANDMARKS}
+    paper = AngleRecipe()
+    for key, landmark in LANDMARKS.items():
+        recipe = load_recipe(f"angle-{key}")
+        assert recipe.train_batch_size * recipe.gradient_accumulation_steps == 256
+        assert recipe.gradient_checkpointing and recipe.mixed_precision == "bf16"
+        assert replace(recipe, train_batch_size=256, gradient_accumulation_steps=1,
+                       gradient_checkpointing=False, mixed_precision="no") == paper
+        text = (RECIPES / f"angle-{key}.yaml").read_text("utf-8")
+        assert landmark.name in text and f"--recipe angle-{key} " in text
 
 
 def test_a_recipe_of_another_kind_is_named() -> None:
