@@ -65,7 +65,10 @@ def fill(module: Any) -> None:
 
 
 def write_model(folder: Path, kind: str) -> None:
-    """Save an angle model or a GPS model (``kind`` "angle" or "gps") with bfloat16 weights."""
+    """Save a model with bfloat16 weights, of a ``kind`` as ``gps-guidance train`` names them.
+
+    They are "angle", "gps" and "text", which is Stable Diffusion itself.
+    """
     import torch
     from diffusers import DDPMScheduler
 
@@ -75,8 +78,10 @@ def write_model(folder: Path, kind: str) -> None:
 
     tokenizer = tiny_tokenizer([f"A photo of {LANDMARK}"])
     tokenizer.model_max_length = 77
-    gps_encoder: Any = GPSEncoder(768)
-    if kind == "angle":
+    gps_encoder: Any = None
+    if kind == "gps":
+        gps_encoder = GPSEncoder(768)
+    elif kind == "angle":
         gps_encoder = AngleEncoder(768, resolution=256, landmark=LANDMARK)
     with torch.device("meta"):
         modules = [build_unet(), build_vae(), build_text_encoder(tokenizer)]
