@@ -152,6 +152,6 @@ def test_a_step_of_lora_trains_its_layers_and_the_encoder(
     assert all(moved(before[name], after[name]) for name in before)
     layers = {name: value for name, value in weights(out) if name.startswith("unet.")}
     assert len(layers) == 2 * 128 and sum(v.numel() for v in layers.values()) == 3_188_736
-    second = [value for name, value in layers.items() if name.endswith("lora_B.weight")]
+    second = [value for name, value in layers.items() if name.endswith("lora.up.weight")]
     assert len(second) == 128 and all(moved(torch.zeros(1), value) for value in second)
     assert not (out / "unet").exists()
