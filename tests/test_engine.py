@@ -18,6 +18,7 @@ from gps_guidance import geo
 from gps_guidance.lift import engine, system
 from gps_guidance.lift.config import ExperimentConfig, load_config
 from gps_guidance.lift.plan import find_resume, make_plan
+from gps_guidance.lift.threestudio import absolute_paths, choose_engine
 from gps_guidance.miniature.photographer import take_photos
 from gps_guidance.photos.ingest import ingest
 
@@ -352,14 +353,22 @@ def test_relative_paths_hold_in_another_folder(tmp_path, monkeypatch):
     Path("models/tower").mkdir(parents=True)
     Path("a.yaml").write_text("system:\n  weights: ???\n  guidance:\n"
                               "    pretrained_model_name_or_path: models/tower\n")
-    assert engine.absolute_paths(Path("a.yaml"), ["resume=none.ckpt", "exp_root_dir=here"]) == [
+    assert absolute_paths(Path("a.yaml"), ["resume=none.ckpt", "exp_root_dir=here"]) == [
         f"exp_root_dir={tmp_path / 'here'}",
         f"system.guidance.pretrained_model_name_or_path={tmp_path / 'models' / 'tower'}"]
 
 
 def test_threestudio_without_the_extension_is_not_chosen_by_itself(threestudio):
-    assert engine.choose_engine("auto") == "portable"
-    assert engine.choose_engine("threestudio") == "threestudio"
+    assert choose_engine("auto") is None
+    assert choose_engine("threestudio") == threestudio
+
+
+def test_a_named_clone_is_used_or_refused(threestudio, tmp_path):
+    assert choose_engine("auto", str(threestudio)) == threestudio.resolve()
+    with pytest.raises(ValueError, match="there is no launch.py .* git clone"):
+        choose_engine("threestudio", str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="leave it out"):
+        choose_engine("portable", str(threestudio))
 
 
 def test_photos_are_checked_before_a_long_run(config, messages, losses, tmp_path):

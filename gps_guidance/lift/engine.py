@@ -14,7 +14,6 @@ import logging
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import traceback
 import warnings
@@ -25,6 +24,7 @@ from typing import Any
 
 from gps_guidance.lift.config import ExperimentConfig, check_keys, find_config, load_config
 from gps_guidance.lift.plan import Plan, build_system, find_resume, make_plan
+from gps_guidance.lift.threestudio import choose_engine, run_threestudio
 
 logger = logging.getLogger(__name__)
 
@@ -305,6 +305,9 @@ def parser() -> argparse.ArgumentParser:
     mode.add_argument("--export", action="store_const", dest="mode", const="export")
     flags.add_argument("--engine", choices=("auto", "portable", "threestudio"), default="auto",
                        help="auto: threestudio where it is installed with a GPU, else portable")
+    flags.add_argument("--threestudio", metavar="FOLDER",
+                       help="a clone of threestudio for --engine threestudio; what it lacks of "
+                            "compiled packages gets stand-ins")
     flags.add_argument("--photos", metavar="DATASET",
                        help="the landmark's photos, to score the result against them")
     flags.add_argument("--verbose", action="store_true", help="debug log and tracebacks")
@@ -312,66 +315,6 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--typecheck", action="store_true", help=argparse.SUPPRESS)
     flags.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     return flags
-
-
-def threestudio_folder() -> Path | None:
-    """The clone of threestudio that Python would import, or None."""
-    spec = importlib.util.find_spec("threestudio")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(next(iter(spec.submodule_search_locations))).parent
-    return folder if (folder / "launch.py").is_file() else None
-
-
-def choose_engine(requested: str) -> str:
-    """``portable`` or ``threestudio``; ValueError if the latter is asked for and not there."""
-    if requested == "portable":
-        return "portable"
-    folder = threestudio_folder()
-    if requested == "threestudio":
-        if folder is None:
-            raise ValueError(
-                "--engine threestudio: threestudio is not importable. Clone it, put its folder on "
-                "PYTHONPATH and custom/threestudio-gps into its custom/ folder (see "
-                "custom/threestudio-gps/README.md), or use --engine portable."
-            )
-        return "threestudio"
-    if folder is None or not (folder / "custom" / "threestudio-gps").is_dir():
-        return "portable"
-    import torch
-
-    return "threestudio" if torch.cuda.is_available() else "portable"
-
-
-def absolute_paths(source: Path, overrides: Sequence[str]) -> list[str]:
-    """Overrides for the config's relative paths, for a process that runs in another folder."""
-    from omegaconf import OmegaConf
-
-    cfg = OmegaConf.merge(OmegaConf.load(source), OmegaConf.from_cli(list(overrides)))
-    root = OmegaConf.select(cfg, "exp_root_dir") or "outputs"
-    found = [f"exp_root_dir={Path(root).resolve()}"]
-    for key in ("resume", "system.weights", "system.guidance.pretrained_model_name_or_path",
-                "system.prompt_processor.pretrained_model_name_or_path"):
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, str) and Path(value).exists():
-            found.append(f"{key}={Path(value).resolve()}")
-    return found
-
-
-def run_threestudio(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Hand the same command to threestudio's own launch.py, in its folder."""
-    folder = threestudio_folder()
-    assert folder is not None
-    source = find_config(args.config).resolve()
-    command = [sys.executable, "launch.py", "--config", str(source), f"--{args.mode}", "--gpu",
-               args.gpu, *overrides, *absolute_paths(source, overrides)]
-    command += ["--verbose"] if args.verbose else []
-    command += ["--typecheck"] if args.typecheck else []
-    logger.info("Engine: threestudio in %s", folder)
-    if args.photos:
-        logger.warning("--photos %s is not used: only the portable engine's report compares with "
-                       "photos.", args.photos)
-    return subprocess.run(command, cwd=folder, check=False).returncode
 
 
 def start_log(verbose: bool) -> None:
@@ -440,7 +383,7 @@ def how_to_go_on(cfg: ExperimentConfig, args: argparse.Namespace) -> str:
         return "No checkpoint had been written yet: run the same command again."
     command = ["python", "launch.py", "--config", str(trial / "configs" / "parsed.yaml"),
                f"--{args.mode}", f"resume={saved}"]
-    for flag in ("gpu", "engine", "photos"):
+    for flag in ("gpu", "engine", "threestudio", "photos"):
         value = getattr(args, flag)
         if value != parser().get_default(flag):
             command += [f"--{flag}", value]
@@ -462,8 +405,9 @@ def launch(argv: Sequence[str]) -> int:
         if args.gradio:
             raise ValueError("--gradio is threestudio's own page, which this engine does not have: "
                              "open the trial's report.html and save/it<step>-test.mp4 instead.")
-        if choose_engine(args.engine) == "threestudio":
-            return run_threestudio(args, args.overrides)
+        folder = choose_engine(args.engine, args.threestudio)
+        if folder is not None:
+            return run_threestudio(args, args.overrides, folder)
         return run_portable(args, args.overrides, argv)
     except (ValueError, FileNotFoundError) as error:
         if args.verbose:
