@@ -21,30 +21,38 @@ import stages  # noqa: F401  (makes a checkout importable)
 LANDMARK = "Leaning Tower of Pisa"
 
 
-def build_unet() -> Any:
-    """An untrained UNet with v1.4's config; on the present default device."""
+def build_unet(narrower: int = 1) -> Any:
+    """An untrained UNet with v1.4's config, channels ``narrower`` times fewer; on the present
+    default device."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    channels = tuple(width // narrower for width in (320, 640, 1280, 1280))
+    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768 // narrower,
+                                attention_head_dim=8, block_out_channels=channels,
+                                norm_num_groups=32 // narrower)
 
 
-def build_vae() -> Any:
-    """An untrained VAE with v1.4's config."""
+def build_vae(narrower: int = 1) -> Any:
+    """An untrained VAE with v1.4's config, channels ``narrower`` times fewer."""
     from diffusers import AutoencoderKL
 
+    channels = tuple(width // narrower for width in (128, 256, 512, 512))
     return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+        block_out_channels=channels, layers_per_block=2, latent_channels=4,
+        norm_num_groups=32 // narrower,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         sample_size=512,
     )
 
 
-def build_text_encoder(tokenizer: Any) -> Any:
-    """An untrained text encoder with v1.4's config, which stops at this tokenizer's tokens."""
+def build_text_encoder(tokenizer: Any, narrower: int = 1) -> Any:
+    """An untrained text encoder with v1.4's config, ``narrower`` times narrower, which stops at
+    this tokenizer's tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        vocab_size=49408, hidden_size=768 // narrower, intermediate_size=3072 // narrower,
+        num_hidden_layers=12,
         num_attention_heads=12, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     ))
@@ -64,7 +72,7 @@ def fill(module: Any) -> None:
             p.copy_(block.repeat(repeats)[: p.numel()].view_as(p) / math.sqrt(p[0].numel()))
 
 
-def write_model(folder: Path, kind: str) -> None:
+def write_model(folder: Path, kind: str, narrower: int = 1) -> None:
     """Save a model with bfloat16 weights, of a ``kind`` as ``gps-guidance train`` names them.
 
     They are "angle", "gps" and "text", which is Stable Diffusion itself.
@@ -78,13 +86,15 @@ def write_model(folder: Path, kind: str) -> None:
 
     tokenizer = tiny_tokenizer([f"A photo of {LANDMARK}"])
     tokenizer.model_max_length = 77
+    width = 768 // narrower
     gps_encoder: Any = None
     if kind == "gps":
-        gps_encoder = GPSEncoder(768)
+        gps_encoder = GPSEncoder(width)
     elif kind == "angle":
-        gps_encoder = AngleEncoder(768, resolution=256, landmark=LANDMARK)
+        gps_encoder = AngleEncoder(width, resolution=256, landmark=LANDMARK)
     with torch.device("meta"):
-        modules = [build_unet(), build_vae(), build_text_encoder(tokenizer)]
+        modules = [build_unet(narrower), build_vae(narrower),
+                   build_text_encoder(tokenizer, narrower)]
     for module in modules:
         module.to(torch.bfloat16).to_empty(device="cpu")
         fill(module)
