@@ -76,6 +76,22 @@ def fit_to_lightning() -> None:
         )
 
 
+def fit_to_torch() -> None:
+    """Make ``torch.cross`` take the last dimension where none is named, as torch says it will.
+
+    It takes the first of size 3: threestudio's cameras, which name none, look somewhere else in a
+    batch of three, and a test of three views ends in an error.
+    """
+    import torch
+
+    given = torch.cross
+
+    def cross(input: Any, other: Any, dim: int | None = -1, *, out: Any = None) -> Any:
+        return given(input, other, dim=-1 if dim is None else dim, out=out)
+
+    torch.cross = cross
+
+
 def register(name: str) -> Callable[[type], type]:
     """``threestudio.register``, but a second copy of this extension finds the first one's class.
 
