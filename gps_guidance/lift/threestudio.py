@@ -52,8 +52,9 @@ def clone(folder: str | Path) -> Path:
     """The absolute path of a clone of threestudio; ValueError if it is none."""
     path = Path(folder).expanduser().resolve()
     if not ((path / "launch.py").is_file() and (path / "threestudio" / "__init__.py").is_file()):
-        raise ValueError(f"--threestudio {folder}: there is no launch.py and threestudio/ in it. "
-                         "Clone it: git clone https://github.com/threestudio-project/threestudio")
+        raise ValueError(f"{folder} is no clone of threestudio: it has no launch.py and "
+                         "threestudio/. Clone it: git clone "
+                         "https://github.com/threestudio-project/threestudio")
     return path
 
 
