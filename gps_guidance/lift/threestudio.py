@@ -61,8 +61,8 @@ def clone(folder: str | Path) -> Path:
 def imported_clone() -> Path | None:
     """The clone of threestudio that Python would import, or None."""
     spec = importlib.util.find_spec("threestudio")
-    if spec is None or not spec.submodule_search_locations:
-        return None
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
+        return None  # without an origin: a clone beside our own launch.py, not what is in it
     folder = Path(next(iter(spec.submodule_search_locations))).parent
     return folder if (folder / "launch.py").is_file() else None
 
