@@ -89,7 +89,7 @@ def run_threestudio(args: argparse.Namespace, overrides: Sequence[str], folder: 
     its files is changed either way.
     """
     source = find_config(args.config).resolve()
-    start = ["-m", "gps_guidance.nocompile"] if args.threestudio else ["launch.py"]
+    start = ["-m", "gps_guidance.nocompile.start"] if args.threestudio else ["launch.py"]
     command = [sys.executable, *start, "--config", str(source), f"--{args.mode}", "--gpu",
                args.gpu, *overrides, *absolute_paths(source, overrides)]
     command += ["--verbose"] if args.verbose else []
