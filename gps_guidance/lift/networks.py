@@ -217,4 +217,4 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return self.output_activation(super().forward(x.to(self[0].weight.dtype)))
+            return self.output_activation(super().forward(x.to(next(self.parameters()).dtype)))
