@@ -371,6 +371,19 @@ def _miniature(args: argparse.Namespace) -> None:
     print(take_photos(Path(args.out), args.count, args.seed, args.processes))
 
 
+def _add_install_extension(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("threestudio", metavar="FOLDER", help="a clone of threestudio")
+    parser.add_argument("--copy", action="store_true", help="copy the extension, do not link it")
+
+
+def _install_extension(args: argparse.Namespace) -> None:
+    from gps_guidance.extension import advice, install_extension
+
+    print(install_extension(args.threestudio, args.copy))
+    for sentence in advice():
+        print(f"- {sentence}")
+
+
 VERBS = {
     "harvest": (_add_harvest, _harvest, "records of photos of an area, from a photo site"),
     "ingest": (_add_ingest, _ingest, "geotagged photos and records -> a clean dataset"),
@@ -382,6 +395,8 @@ VERBS = {
     "push": (_add_push, _push, "a finished model -> the Hugging Face Hub, private by default"),
     "sample": (_add_sample, _sample, "images of a landmark by bearing"),
     "miniature": (_add_miniature, _miniature, "let tourists photograph a procedural tower or city"),
+    "install-extension": (_add_install_extension, _install_extension,
+                          "our extension -> a clone of threestudio"),
 }
 
 

@@ -1,20 +1,35 @@
 """Every YAML in threestudio_configs trains two steps and leaves everything that a run leaves.
 
-With tiny models: the bundled one is used by test_report.py and test_readme.py.
+With tiny models: the bundled one is used by test_report.py and test_readme.py. Where
+THREESTUDIO_PATH names a clone, each is also built by threestudio itself.
 """
 
 import csv
 import json
 import logging
 import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import small_runs
+import yaml
+
+from gps_guidance.geo import LANDMARKS
 
 CONFIGS = sorted((small_runs.ROOT / "threestudio_configs").glob("*.yaml"))
+PAPER = {key: small_runs.ROOT / "threestudio_configs" / f"gps-sds-{key}-paper.yaml"
+         for key in LANDMARKS}
+OTHERS = [path for key, path in PAPER.items() if key != "pisa"]  # other cameras
+EYE_M = 1.6
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", [
+    pytest.param(path, id=path.stem, marks=pytest.mark.slow if path in OTHERS else ())
+    for path in CONFIGS])
 def test_it_trains_two_steps(config, tmp_path, monkeypatch, caplog, tiny_angle_model,
                              tiny_sd_model):
     monkeypatch.chdir(tmp_path)
@@ -39,3 +54,110 @@ def test_it_trains_two_steps(config, tmp_path, monkeypatch, caplog, tiny_angle_m
 
 def test_there_are_configs_to_test():
     assert {"gps-sds-pisa", "dreamfusion-sd"} <= {path.stem for path in CONFIGS}
+
+
+def read(path):
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def test_the_papers_landmarks_differ_in_names_and_cameras_alone():
+    cameras = {"camera_distance_range", "elevation_range", "fovy_range", "eval_camera_distance",
+               "eval_elevation_deg", "eval_fovy_deg"}
+    rest = []
+    for key, path in PAPER.items():
+        config = read(path)
+        assert config.pop("name") == f"gps-sds-{key}-paper"
+        config["data"] = {k: v for k, v in config["data"].items() if k not in cameras}
+        rest.append(config)
+    assert all(config == rest[0] for config in rest)
+
+
+def test_the_papers_recipe_is_as_printed():
+    config = read(PAPER["pisa"])
+    guidance = config["system"]["guidance"]
+    assert config["trainer"]["max_steps"] == 10_000
+    assert guidance["min_step_percent"] == [0, 0.98, 0.02, 8000]
+    assert guidance["max_step_percent"] == [0, 0.98, 0.50, 8000]
+    assert guidance["weighting_strategy"] == "sds"  # sigma^2
+    assert config["system"]["optimizer"]["name"] == "Adam"
+    assert config["system"]["optimizer"]["args"]["lr"] == 0.01
+    assert config["system"]["material"]["ambient_only_steps"] == 1001  # steps 0 to 1000
+    dreamfusion = read(small_runs.ROOT / "threestudio_configs" / "dreamfusion-sd.yaml")
+    for part in ("geometry", "material", "background", "renderer", "loss", "optimizer"):
+        assert config["system"][part] == dreamfusion["system"][part], part
+
+
+@pytest.mark.parametrize("key", LANDMARKS)
+def test_the_cameras_of_a_landmark_stand_where_its_figures_say(key):
+    data, place = read(PAPER[key])["data"], LANDMARKS[key]
+    comment = " ".join(re.findall(r"^ *# (.*)", PAPER[key].read_text("utf-8"), re.M))
+    lat, north, lon, east = re.search(r"([\d.]+) ([NS]) ([\d.]+) ([EW])", comment).groups()
+    assert float(lat) * (1 if north == "N" else -1) == place.lat
+    assert float(lon) * (1 if east == "E" else -1) == place.lon
+    unit, radius = (float(re.search(pattern, comment)[1]) for pattern in (
+        r"One unit is ([\d.]+) m", r"a radius of (\d+) m"))
+    below = place.height_m / 2 - EYE_M
+    assert 2 * unit >= place.height_m  # it lies within one unit of the middle
+    for ground, distance, elevation in (
+        (radius / 2, data["camera_distance_range"][0], data["elevation_range"][0]),
+        (radius, data["camera_distance_range"][1], data["elevation_range"][1]),
+        (0.75 * radius, data["eval_camera_distance"], data["eval_elevation_deg"]),
+    ):
+        assert distance == pytest.approx(math.hypot(ground, below) / unit, abs=0.006)
+        assert elevation == pytest.approx(-math.degrees(math.atan2(below, ground)), abs=0.06)
+    for part, fovy in zip((1.0, 0.7), data["fovy_range"], strict=True):
+        seen = data["eval_camera_distance"] * math.tan(math.radians(fovy / 2))
+        assert 1 / seen == pytest.approx(part, abs=0.005)
+
+
+def test_the_baselines_differ_in_perp_neg_alone():
+    plain, perp_neg = (read(small_runs.ROOT / "threestudio_configs" / f"{name}.yaml")
+                       for name in ("dreamfusion-sd", "dreamfusion-sd-perp-neg"))
+    assert perp_neg["system"]["prompt_processor"].pop("use_perp_neg")
+    assert perp_neg.pop("name") != plain.pop("name")
+    assert plain == perp_neg
+
+
+IN_THREESTUDIO = '''
+import json, os, sys
+
+sys.path.insert(0, sys.argv[1])
+from gps_guidance.nocompile import host
+
+host.prepare()
+host.load_extension()
+import threestudio
+from threestudio.systems.base import BaseSystem
+from threestudio.utils.config import load_config
+
+for path, overrides in json.loads(sys.argv[2]):
+    cfg = load_config(path, cli_args=overrides, n_gpus=1)
+    data = threestudio.find(cfg.data_type)(cfg.data)
+    data.setup("fit")
+    system = threestudio.find(cfg.system_type)(cfg.system, resumed=False)
+    system.on_fit_start()
+    system.configure_optimizers()
+    batch = data.train_dataset.collate(None)
+    terms = system.guidance(
+        system.renderer(**batch)["comp_rgb"], system.prompt_processor(), **batch)
+    assert terms["loss_sds"].isfinite(), path
+    print("BUILT", os.path.basename(path), flush=True)
+'''
+
+
+@pytest.mark.slow
+def test_threestudio_itself_builds_each(tmp_path, tiny_angle_model, tiny_sd_model):
+    folder = os.environ.get("THREESTUDIO_PATH")
+    if not folder:
+        pytest.skip("THREESTUDIO_PATH is not set: the configs were not tried in threestudio")
+    models = {"gps-sds-guidance": tiny_angle_model, "stable-diffusion-guidance": tiny_sd_model}
+    # embedded in this process: a child would not have the stand-ins
+    runs = [(str(path), [*small_runs.overrides(path, models, always_tiny=True),
+                         "system.prompt_processor.spawn=false"]) for path in CONFIGS]
+    environment = os.environ | {"PYTHONPATH": str(small_runs.ROOT)}
+    done = subprocess.run([sys.executable, "-c", IN_THREESTUDIO, folder, json.dumps(runs)],
+                          cwd=tmp_path, env=environment, capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    built = re.findall(r"^BUILT (.*)$", done.stdout, re.M)
+    assert built == [Path(path).name for path, _ in runs]

@@ -363,9 +363,17 @@ def test_threestudio_without_the_extension_is_not_chosen_by_itself(threestudio):
     assert choose_engine("threestudio") == threestudio
 
 
+def test_a_clone_within_our_own_is_not_taken_for_what_is_around_it(tmp_path, monkeypatch):
+    """Python sees its folder, without __init__.py, as a package beside our launch.py."""
+    (tmp_path / "threestudio").mkdir()
+    (tmp_path / "launch.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert choose_engine("auto") is None
+
+
 def test_a_named_clone_is_used_or_refused(threestudio, tmp_path):
     assert choose_engine("auto", str(threestudio)) == threestudio.resolve()
-    with pytest.raises(ValueError, match="there is no launch.py .* git clone"):
+    with pytest.raises(ValueError, match="no launch.py .* git clone"):
         choose_engine("threestudio", str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="leave it out"):
         choose_engine("portable", str(threestudio))

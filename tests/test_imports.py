@@ -19,7 +19,7 @@ LEVELS = {
     "pipeline": 2, "geocoding": 2, "lift": 2, "hub": 2, "training_report": 2,
     "train": 3, "scorers": 3, "metrics": 3, "viz": 3, "lift.system": 3,
     "lift.engine": 3, "lift.report": 3, "lift.callbacks": 3, "lift.plan": 3, "miniature": 3,
-    "lift.threestudio": 3, "nocompile": 3,
+    "lift.threestudio": 3, "nocompile": 3, "extension": 3,
     "cli": 4, "demo": 4, "__main__": 4,
 }
 

@@ -105,6 +105,8 @@ def test_frequencies():
     expected = torch.cat([f(k * x) for k in (1.0, 2.0) for f in (torch.sin, torch.cos)], -1)
     torch.testing.assert_close(code(x), expected)
     assert code.n_output_dims == 12
+    of_tinycudann = Encoding(3, {"otype": "Frequency", "n_frequencies": 2})
+    torch.testing.assert_close(of_tinycudann(x), code(math.pi * x))
     slow = Encoding(3, {"otype": "ProgressiveBandFrequency", "n_frequencies": 2,
                         "n_masking_step": 100})
     assert not slow(x).any()
@@ -151,12 +153,21 @@ def test_mlp_is_bias_free_and_has_the_configured_layers(otype):
     assert all(m.weight.grad is not None for m in linear)
 
 
+def test_mlp_keeps_its_32_bits_under_a_half_precision_trainer():
+    mlp, x = MLP(5, 3, {**MLP_CONFIG, "output_activation": "exp"}), torch.rand(2, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.nn.Linear(5, 3)(x).dtype == torch.bfloat16
+        inside = mlp(x)
+    assert torch.equal(inside, mlp(x)) and inside.dtype == torch.float32
+    assert torch.equal(mlp(x.bfloat16()), mlp(x.bfloat16().float()))
+
+
 @pytest.mark.parametrize(("name", "x", "y"), [
     ("none", -2.0, -2.0), (None, 3.0, 3.0), ("ReLU", -2.0, 0.0), ("sigmoid", 0.0, 0.5),
     ("softplus", 0.0, math.log(2)), ("exp", 1.0, math.e), ("trunc_exp", 1.0, math.e),
     ("shifted_softplus", 1.0, math.log(2)), ("scale_-11_01", -0.5, 0.25), ("softsign", 1.0, 0.5),
     ("lin2srgb", 0.002, 0.02584), ("lin2srgb", 0.5, 1.055 * 0.5 ** (1 / 2.4) - 0.055),
-    ("lin2srgb", 7.0, 1.0),
+    ("lin2srgb", 7.0, 1.0), ("shifted_exp", 1.0, 1.0), ("shifted_trunc_exp", 2.0, math.e),
 ])
 def test_activations(name, x, y):
     assert activation(name)(torch.tensor(x)).item() == pytest.approx(y, rel=1e-5)

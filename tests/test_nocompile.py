@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_extension import STAND_IN
 from torch import Tensor
 
 from gps_guidance.nocompile import nerfacc_kernels as kernels
@@ -220,8 +222,42 @@ def test_only_threestudio_may_import_what_is_not_there(tmp_path):
     assert "needs nothing_here.a.b.thing" in second and "pip install nothing_here" in second
 
 
+CHILD = {
+    "nerfacc.py": """
+from types import SimpleNamespace
+cuda, volrend = SimpleNamespace(), SimpleNamespace()
+""",
+    "threestudio/__init__.py": """
+import tinycudann
+import torchvision  # which no config of ours calls
+def embed():
+    return tinycudann.__name__
+""" + STAND_IN["threestudio/__init__.py"],
+    "threestudio/utils/misc.py": "def get_device():\n    return 'cuda'\n",
+    "threestudio/models/networks.py": "",
+    "launch.py": """
+import multiprocessing
+import threestudio
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print("CHILD", pool.apply(threestudio.embed))
+""",
+}
+
+
+@pytest.mark.slow
+def test_child_processes_of_threestudio_have_the_stand_ins(tmp_path):
+    for name, text in {**STAND_IN, **CHILD}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-m", "gps_guidance.nocompile.start"], cwd=tmp_path,
+                          capture_output=True, text=True, check=False, env=environment)
+    assert "CHILD gps_guidance.nocompile.tinycudann" in done.stdout, done.stderr
+
+
 def test_it_starts_in_a_clone_of_threestudio_only(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "gps_guidance.nocompile"], cwd=tmp_path,
+    done = subprocess.run([sys.executable, "-m", "gps_guidance.nocompile.start"], cwd=tmp_path,
                           capture_output=True, text=True, check=False,
                           env={"PYTHONPATH": str(ROOT), "PATH": ""})
     assert done.returncode == 1

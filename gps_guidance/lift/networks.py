@@ -20,6 +20,8 @@ def activation(name: Any) -> Any:
         "softplus": F.softplus, "exp": torch.exp, "silu": F.silu, "softsign": F.softsign,
         "trunc_exp": lambda x: _TruncatedExp.apply(x),
         "shifted_softplus": lambda x: F.softplus(x - 1.0),
+        "shifted_exp": lambda x: torch.exp(x - 1.0),
+        "shifted_trunc_exp": lambda x: _TruncatedExp.apply(x - 1.0),
         "scale_-11_01": lambda x: x * 0.5 + 0.5,
         "lin2srgb": lambda x: torch.where(
             x > 0.0031308, x.clamp_min(0.0031308).pow(1 / 2.4) * 1.055 - 0.055, 12.92 * x
@@ -114,12 +116,16 @@ class ProgressiveBandHashGrid(HashGrid):
 
 
 class Frequency(nn.Module):
-    """sin and cos of 2^k x, k = 0 .. n_frequencies - 1; with ``n_masking_step`` opened smoothly."""
+    """sin and cos of 2^k x, k = 0 .. n_frequencies - 1; with ``n_masking_step`` opened smoothly.
+
+    Of 2^k pi x where the ``otype`` is tiny-cuda-nn's ``Frequency``.
+    """
 
     def __init__(self, n_input_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.n_frequencies = int(config["n_frequencies"])
         self.n_masking_step = int(config.get("n_masking_step", 0) or 0)
+        self.base = math.pi if config["otype"] == "Frequency" else 1.0
         self.n_output_dims = n_input_dims * 2 * self.n_frequencies
         self.global_step = 0
 
@@ -133,7 +139,8 @@ class Frequency(nn.Module):
             if self.n_masking_step > 0:
                 opened = self.global_step / self.n_masking_step * self.n_frequencies - k
                 mask = (1 - math.cos(math.pi * min(max(opened, 0.0), 1.0))) / 2
-            parts += [mask * torch.sin(2.0**k * points), mask * torch.cos(2.0**k * points)]
+            phase = 2.0**k * self.base * points
+            parts += [mask * torch.sin(phase), mask * torch.cos(phase)]
         return torch.cat(parts, dim=-1)
 
 
@@ -191,7 +198,10 @@ class Encoding(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Bias-free ReLU MLP; the fused kernels' names (FullyFusedMLP, CutlassMLP) give the same."""
+    """Bias-free ReLU MLP; the fused kernels' names (FullyFusedMLP, CutlassMLP) give the same.
+
+    In 32 bits whatever the trainer's precision, as threestudio's VanillaMLP: densities are large.
+    """
 
     def __init__(self, n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) -> None:
         otypes = ("VanillaMLP", "FullyFusedMLP", "CutlassMLP")
@@ -206,4 +216,5 @@ class MLP(nn.Sequential):
         self.output_activation = activation(config.get("output_activation"))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output_activation(super().forward(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.output_activation(super().forward(x.to(next(self.parameters()).dtype)))

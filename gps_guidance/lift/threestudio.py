@@ -52,16 +52,17 @@ def clone(folder: str | Path) -> Path:
     """The absolute path of a clone of threestudio; ValueError if it is none."""
     path = Path(folder).expanduser().resolve()
     if not ((path / "launch.py").is_file() and (path / "threestudio" / "__init__.py").is_file()):
-        raise ValueError(f"--threestudio {folder}: there is no launch.py and threestudio/ in it. "
-                         "Clone it: git clone https://github.com/threestudio-project/threestudio")
+        raise ValueError(f"{folder} is no clone of threestudio: it has no launch.py and "
+                         "threestudio/. Clone it: git clone "
+                         "https://github.com/threestudio-project/threestudio")
     return path
 
 
 def imported_clone() -> Path | None:
     """The clone of threestudio that Python would import, or None."""
     spec = importlib.util.find_spec("threestudio")
-    if spec is None or not spec.submodule_search_locations:
-        return None
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
+        return None  # without an origin: a clone beside our own launch.py, not what is in it
     folder = Path(next(iter(spec.submodule_search_locations))).parent
     return folder if (folder / "launch.py").is_file() else None
 
@@ -88,7 +89,7 @@ def run_threestudio(args: argparse.Namespace, overrides: Sequence[str], folder: 
     its files is changed either way.
     """
     source = find_config(args.config).resolve()
-    start = ["-m", "gps_guidance.nocompile"] if args.threestudio else ["launch.py"]
+    start = ["-m", "gps_guidance.nocompile.start"] if args.threestudio else ["launch.py"]
     command = [sys.executable, *start, "--config", str(source), f"--{args.mode}", "--gpu",
                args.gpu, *overrides, *absolute_paths(source, overrides)]
     command += ["--verbose"] if args.verbose else []

@@ -1,4 +1,4 @@
-"""Run an untouched threestudio without compiling anything: ``python -m gps_guidance.nocompile``.
+"""Run an untouched threestudio without compiling: ``python -m gps_guidance.nocompile.start``.
 
 Packages that only exist as CUDA sources (tinycudann, nvdiffrast, nerfacc's kernels) are replaced in
 the running process by pure-torch stand-ins where they are missing; no file of threestudio's is

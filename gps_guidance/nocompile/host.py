@@ -55,7 +55,7 @@ def _without_cuda() -> None:
     pytorch_lightning.Trainer = Trainer  # type: ignore[misc]
     misc = importlib.import_module("threestudio.utils.misc")
     networks = importlib.import_module("threestudio.models.networks")
-    networks.get_rank = lambda: cpu
+    networks.get_rank = lambda: cpu  # type: ignore[attr-defined]
     given = misc.get_device
     for name, module in list(sys.modules.items()):  # where it was imported by name
         if name.startswith("threestudio") and getattr(module, "get_device", None) is given:

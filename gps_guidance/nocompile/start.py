@@ -1,7 +1,7 @@
-"""``python -m gps_guidance.nocompile FLAGS`` in threestudio's folder: its launch.py, as it is.
+"""``python -m gps_guidance.nocompile.start FLAGS`` in threestudio's folder: its own launch.py.
 
 Everything below runs at import, because the child processes in which threestudio embeds prompts
-import this module again, under another name.
+import this module again, under another name (multiprocessing would not, were it ``__main__.py``).
 """
 
 from __future__ import annotations
