@@ -19,10 +19,10 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path.cwd())]
 
-from gps_guidance.lift.cameras import c2w_from_bearing, camera_batch
-from gps_guidance.lift.guidance import GPSGuidance, GPSGuidanceConfig
-from gps_guidance.lift.prompts import GPSPromptProcessor, GPSPromptProcessorConfig
-from gps_guidance.nocompile import host
+from gps_guidance.lift.cameras import c2w_from_bearing, camera_batch  # noqa: E402
+from gps_guidance.lift.guidance import GPSGuidance, GPSGuidanceConfig  # noqa: E402
+from gps_guidance.lift.prompts import GPSPromptProcessor, GPSPromptProcessorConfig  # noqa: E402
+from gps_guidance.nocompile import host  # noqa: E402
 
 SIDE = 64  # of renders
 

@@ -29,7 +29,6 @@ from threestudio.utils.config import load_config  # noqa: E402
 from threestudio.utils.misc import C  # noqa: E402
 
 
-
 def cameras(data: Any, seed: int, when: tuple[int, int]) -> dict[str, Any]:
     """A training batch. Which of the two ways of drawing elevations is threestudio's own draw from
     ``random``; ours takes it from torch, so that one number of torch's is used up here."""

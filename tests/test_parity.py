@@ -233,16 +233,17 @@ def test_the_prompts(compared):
     compared.close("text", embedded)
 
 
-# --- twenty steps by each engine's own launch.py ---------------------------------------------------
+# --- twenty steps by each engine's own launch.py --------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ["portable", "threestudio"])
 def test_twenty_steps_by_its_own_launch(engine, clone, tmp_path, tiny_angle_model):
     where = ["--threestudio", str(clone)] if engine == "threestudio" else []
-    small = ["trainer.max_steps=20", "trainer.val_check_interval=10", "trainer.log_every_n_steps=1",
-             "data.width=16", "data.height=16", "data.batch_size=1", "data.resolution_milestones=[]",
-             "data.eval_width=16", "data.eval_height=16", "data.n_val_views=1",
-             "data.n_test_views=3", "use_timestamp=false", f"exp_root_dir={tmp_path}",
+    small = ["trainer.max_steps=20", "trainer.val_check_interval=10",
+             "trainer.log_every_n_steps=1", "data.width=16", "data.height=16", "data.batch_size=1",
+             "data.resolution_milestones=[]", "data.eval_width=16", "data.eval_height=16",
+             "data.n_val_views=1", "data.n_test_views=3", "use_timestamp=false",
+             f"exp_root_dir={tmp_path}",
              f"system.guidance.pretrained_model_name_or_path={tiny_angle_model}"]
     before = sorted(path.name for path in (clone / "custom").iterdir())
     done = subprocess.run(
