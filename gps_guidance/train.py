@@ -35,7 +35,8 @@ from gps_guidance.hub import create_repository, push, repository_name
 from gps_guidance.interrupts import sigterm_as_ctrl_c
 from gps_guidance.latents import Rows, photo_latents, text_embeddings
 from gps_guidance.loop import Batch, Course, Run, start_accelerator, step_seed
-from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE, add_lora, lora_layers, save_lora
+from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE
+from gps_guidance.lora_training import add_lora, lora_layers, save_lora
 from gps_guidance.miniature.nets import TEXT_DIM, tiny_model
 from gps_guidance.models import PARTS, PIPELINES, DiffusionModel, load_model, save_module
 from gps_guidance.photos.manifest import write_whole

@@ -351,6 +351,7 @@ def absolute_paths(source: Path, overrides: Sequence[str]) -> list[str]:
     root = OmegaConf.select(cfg, "exp_root_dir") or "outputs"
     found = [f"exp_root_dir={Path(root).resolve()}"]
     for key in ("resume", "system.weights", "system.guidance.pretrained_model_name_or_path",
+                "system.guidance.lora_weights", "system.prompt_processor.lora_weights",
                 "system.prompt_processor.pretrained_model_name_or_path"):
         value = OmegaConf.select(cfg, key)
         if isinstance(value, str) and Path(value).exists():
