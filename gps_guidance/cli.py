@@ -322,7 +322,9 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder of an angle model, or miniature-pisa")
+    parser.add_argument("model", help="folder of an angle model, or miniature-pisa; of --lora, "
+                        "the folder of its base")
+    parser.add_argument("--lora", metavar="FOLDER", help="LoRA of an angle model")
     parser.add_argument("--bearing", type=float, nargs="+", metavar="DEG",
                         default=[30.0 * k for k in range(12)], help="default: twelve around")
     parser.add_argument("--guidance-scale", type=float, default=2.0, help="w of Eq. 7")
@@ -338,7 +340,7 @@ def _sample(args: argparse.Namespace) -> None:
     quiet_libraries()
     from gps_guidance.sampling import sample_angles
 
-    model = load_angle_model(args.model)
+    model = load_angle_model(args.model, args.lora)
     images = sample_angles(model, args.bearing, args.guidance_scale, args.steps, args.seed)
     pictures = [to_uint8(image.permute(1, 2, 0)) for image in images]
     print(write_png(args.out, image_grid(pictures, columns=min(6, len(pictures)))))

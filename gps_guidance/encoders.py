@@ -114,7 +114,7 @@ class GPSEncoder(ModelMixin, ConfigMixin):
 
     def null(self, batch_size: int) -> Tensor:
         """The tokens of "no GPS" (A.2.1): zeros [B, 2, cross_attention_dim]."""
-        return self.axis.new_zeros(batch_size, 2, self.config.cross_attention_dim)
+        return _zeros(self.axis, batch_size, 2, self.config.cross_attention_dim)
 
 
 class AngleEncoder(ModelMixin, ConfigMixin):
@@ -194,7 +194,13 @@ class AngleEncoder(ModelMixin, ConfigMixin):
     def null(self, batch_size: int) -> Tensor:
         """The token of "no angle" (A.2.1): zeros [B, 1, D]."""
         weight = self.mlp.output.weight
-        return weight.new_zeros(batch_size, 1, self.config.cross_attention_dim)
+        return _zeros(weight, batch_size, 1, self.config.cross_attention_dim)
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """Plain zeros of the device and precision of a weight, of which this process may hold a part
+    (``new_zeros`` would be a part as well)."""
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
 
 def check_null_text(null_text: str) -> None:

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from gps_guidance.checkpoints import (
 )
 from gps_guidance.interrupts import Interrupts
 from gps_guidance.recipe import Recipe
+from gps_guidance.sharding import gather, part_like, prepare_sharding, whole
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     if recipe.report_to not in ("none", *known):  # accelerate would go on without
         raise ValueError(f"The recipe's report_to is {recipe.report_to!r}, which is not installed: "
                          f"run `pip install {recipe.report_to}`, or set it to none.")
+    prepare_sharding(recipe)
     AcceleratorState._reset_state()  # of another training in this process, in another precision
     world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate say it
     accelerator = Accelerator(
@@ -67,10 +69,11 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     if accelerator.num_processes != world:
         raise ValueError(f"WORLD_SIZE is {world}, but accelerate found {accelerator.num_processes} "
                          "process(es): start them with torchrun or `accelerate launch`.")
-    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in plain:
-        raise ValueError(f"accelerate is configured for {accelerator.distributed_type.value}; this "
-                         "loop keeps whole copies of the model: use MULTI_GPU, MULTI_CPU or NO.")
+    known_types = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU,
+                   DistributedType.FSDP)
+    if accelerator.distributed_type not in known_types:
+        raise ValueError(f"accelerate is configured for {accelerator.distributed_type.value}, "
+                         "which this loop does not know: use MULTI_GPU, MULTI_CPU, FSDP or NO.")
     if not accelerator.is_main_process:
         logging.getLogger("gps_guidance").setLevel(logging.WARNING)
     return accelerator
@@ -103,25 +106,43 @@ class Course:
 
 
 class Objective(torch.nn.Module):
-    """A loss as the forward pass of the modules that it trains: what DDP can wrap."""
+    """A loss as the forward pass of the modules that it trains: what DDP can wrap.
 
-    def __init__(self, modules: dict[str, Any], loss: Callable[[Any], Tensor]) -> None:
+    Of modules that are ``sharded`` instead, it has DDP's ``no_sync`` itself.
+    """
+
+    def __init__(self, modules: dict[str, Any], loss: Callable[[Any], Tensor],
+                 sharded: Sequence[Any] = ()) -> None:
         super().__init__()
         self.trained, self.loss = torch.nn.ModuleDict(modules), loss
+        self.sharded = tuple(sharded)
 
     def forward(self, part: Any) -> Tensor:
         return self.loss(part)
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Gradients of the block add up in each process, and nothing is sent."""
+        for module in self.sharded:
+            module.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            for module in self.sharded:
+                module.set_requires_gradient_sync(True)
 
 
 class Run:
     """One stage: optimiser, learning-rate schedule, moving average, checkpoints.
 
-    ``rate`` gives the learning rate of a parameter by its name, that of its module before it.
+    ``rate`` gives the learning rate of a parameter by its name, that of its module before it;
+    ``sharded`` are the modules of which this process has parts (:mod:`gps_guidance.sharding`).
     """
 
     def __init__(self, name: str, modules: dict[str, Any], steps: int,
                  rate: Callable[[str], float], recipe: Recipe, out: Path, schedule: str,
-                 warmup: int) -> None:
+                 warmup: int, sharded: Sequence[Any] = ()) -> None:
+        self.sharded = sharded
         self.name, self.modules, self.steps, self.out = name, modules, steps, out
         self.recipe = recipe
         for module in modules.values():
@@ -190,15 +211,16 @@ class Run:
 
     def _restore(self, saved: Checkpoint, scaler: Any) -> None:
         for name, module in self.modules.items():
-            module.load_state_dict({key.removeprefix(f"{name}."): value
-                                    for key, value in saved.model.items()
-                                    if key.startswith(f"{name}.")})
+            module.load_state_dict({key: part_like(saved.model[f"{name}.{key}"], own)
+                                    for key, own in module.state_dict().items()})
         moments: dict[int, dict[str, Any]] = {}
         index = {name: k for k, name in enumerate(self.names)}
         for key, value in saved.optimizer.items():
             kind, _, name = key.partition(".")
-            whole = value.ndim == 0 and not value.is_floating_point()  # bitsandbytes' step
-            moments.setdefault(index[name], {})[kind] = int(value) if whole else value
+            k = index[name]
+            count = value.ndim == 0 and not value.is_floating_point()  # bitsandbytes' step
+            moments.setdefault(k, {})[kind] = (int(value) if count else
+                                               part_like(value, self.parameters[k]))
         state = saved.state
         groups = self.optimizer.state_dict()["param_groups"]
         for group, lr in zip(groups, state["schedule"]["_last_lr"], strict=True):
@@ -207,7 +229,7 @@ class Run:
         self.schedule.load_state_dict(dict(state["schedule"]))
         if self.ema is not None and saved.ema is not None:
             for name, shadow in zip(self.names, self.ema.shadow_params, strict=True):
-                shadow.copy_(saved.ema[name])
+                shadow.copy_(part_like(saved.ema[name], shadow))
             self.ema.optimization_step = state["ema_step"]
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
@@ -238,11 +260,16 @@ class Run:
     def save(self, accelerator: Accelerator) -> None:
         """Write a checkpoint, then drop the oldest: the main process alone, the others wait."""
         path = self.folder / f"{self.name}-{self.step:07d}"
-        if accelerator.is_main_process and not path.is_dir():
-            save_checkpoint(self._checkpoint(accelerator.scaler), path)
-            limit = self.recipe.checkpoints_total_limit
-            for old in find_checkpoints(self.folder, self.name)[:-limit]:
-                remove_checkpoint(old)
+        main = accelerator.is_main_process
+        if not path.is_dir():
+            own = self._checkpoint(accelerator.scaler)
+            found = Checkpoint(gather(own.model, main), gather(own.optimizer, main),
+                               None if own.ema is None else gather(own.ema, main), own.state)
+            if main:
+                save_checkpoint(found, path)
+                limit = self.recipe.checkpoints_total_limit
+                for old in find_checkpoints(self.folder, self.name)[:-limit]:
+                    remove_checkpoint(old)
         accelerator.wait_for_everyone()
 
     def loop(self, accelerator: Accelerator, draw: Callable[[int], Batch],
@@ -252,14 +279,14 @@ class Run:
 
         A step whose loss or gradient is not finite is skipped: weights, optimiser and average stay
         as they are, the step counts, and the learning rate's schedule goes on. ValueError after
-        ``max_skipped_steps`` in a row. ``after_step`` is called in the main process alone.
+        ``max_skipped_steps`` in a row. ``after_step`` is called in all processes.
         """
         main = accelerator.is_main_process
         if main:
             clear_parts(self.folder)
         self.resume(accelerator.scaler)
-        objective: torch.nn.Module = Objective(self.modules, loss)
-        if accelerator.num_processes > 1:
+        objective: Any = Objective(self.modules, loss, self.sharded)
+        if accelerator.num_processes > 1 and not self.sharded:
             objective = accelerator.prepare(objective)
         began, first, shown = time.monotonic(), self.step, math.nan
         before = self.seconds
@@ -288,8 +315,7 @@ class Run:
                         if self.step < self.steps and every and self.step % every == 0:
                             self.save(accelerator)
                         if self.step < self.steps and after_step is not None:
-                            if main:
-                                after_step()
+                            after_step()
                             accelerator.wait_for_everyone()
             except KeyboardInterrupt:
                 self.save(accelerator)
@@ -305,13 +331,13 @@ class Run:
         if main:
             self._write_losses()
 
-    def _optimise(self, accelerator: Accelerator, objective: torch.nn.Module, batch: Batch
+    def _optimise(self, accelerator: Accelerator, objective: Any, batch: Batch
                   ) -> dict[str, float]:
         """One step; returns what is to be logged of it."""
         value = 0.0
         for k, part in enumerate(batch.parts):
             last = k + 1 == len(batch.parts)
-            with contextlib.nullcontext() if last else accelerator.no_sync(objective):
+            with contextlib.nullcontext() if last else objective.no_sync():
                 loss = objective(part) / len(batch.parts)
                 value += float(loss.detach())
                 accelerator.backward(loss)
@@ -323,7 +349,8 @@ class Run:
         scaler = accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters,
+                                                          self.recipe.max_grad_norm)))
         lr = float(self.schedule.get_last_lr()[0])
         finite = math.isfinite(value) and math.isfinite(norm)
         with self.interrupts.held():

@@ -1,4 +1,4 @@
-"""LoRA: layers to train, and files that also carry the GPS encoder.
+"""LoRA files, which also carry the GPS encoder: in pipelines, and merged into a model's weights.
 
 An adapter without its encoder would know no place.
 """
@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_pipeline import LORA_WEIGHT_NAME_SAFE, StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model_state_dict
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from diffusers.utils import recurse_remove_peft_layers
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
-from gps_guidance.models import DiffusionModel, disk_errors
-from gps_guidance.recipe import Recipe
 
-TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # attention in CLIP's text encoder
 PREFIX = "gps_encoder."
 CONFIG_KEY = "gps_encoder.config"  # the encoder's config.json as bytes, a tensor like the others
 
@@ -123,66 +119,24 @@ def encoder_from_tensors(tensors: dict[str, Tensor]) -> GPSEncoder | AngleEncode
     return encoder.requires_grad_(False).eval()
 
 
-def add_lora(model: DiffusionModel, recipe: Recipe) -> None:
-    """Add the recipe's LoRA layers to the UNet, and to the text encoder if that trains too.
+def lora_file(folder: str | Path) -> Path:
+    """The file of a LoRA's folder."""
+    return Path(folder).expanduser() / LORA_WEIGHT_NAME_SAFE
 
-    Their second factor is zero: the model is the same until they are trained. ValueError if there
-    is no module of the recipe's ``lora_target_modules``, or if transformers, which adds those of
-    the text encoder, wants another release of peft.
+
+def lora_encoder_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of the encoder in the LoRA file of a folder, empty if it carries none.
+
+    ValueError if there is no such file, or it cannot be read.
     """
-    targets = {"unet": recipe.lora_target_modules}
-    if recipe.train_text_encoder:
-        targets["text_encoder"] = TEXT_TARGETS
-    for name, modules in targets.items():
-        config = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha or recipe.lora_rank,
-                            init_lora_weights="gaussian", target_modules=list(modules))
-        try:
-            model.modules()[name].add_adapter(config)
-        except ValueError as error:
-            key = "lora_target_modules" if name == "unet" else "train_text_encoder"
-            raise ValueError(f"The recipe's {key} is {getattr(recipe, key)}: {error}") from error
-
-
-def lora_layers(module: nn.Module) -> nn.Module:
-    """The LoRA parameters of a module, shared with it and under their own names, alone."""
-    root = nn.Module()
-    for name, parameter in module.named_parameters():
-        if "lora_" not in name:
-            continue
-        *path, last = name.split(".")
-        node = root
-        for part in path:
-            if part not in node._modules:
-                node.add_module(part, nn.Module())
-            node = node.get_submodule(part)
-        node.register_parameter(last, parameter)
-    return root
-
-
-def save_lora(model: DiffusionModel, folder: str | Path, dtype: torch.dtype = torch.float32
-              ) -> Path:
-    """Write the LoRA layers and the encoder as one file for ``load_lora_weights``, and return it.
-
-    The file appears whole or not at all.
-    """
-    folder = Path(folder)
-    layers: dict[str, Any] = {}
-    for name in ("unet", "text_encoder"):
-        module = model.modules()[name]
-        if getattr(module, "peft_config", None):
-            state = convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
-            layers[f"{name}_lora_layers"] = {k: v.to(dtype).cpu() for k, v in state.items()}
-            about = module.peft_config["default"].to_dict() | {"base_model_name_or_path": None}
-            layers[f"{name}_lora_adapter_metadata"] = about  # without the path on this machine
-    encoder: Any = model.gps_encoder
-    stage = folder / ".lora.part"
+    path = lora_file(folder)
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {LORA_WEIGHT_NAME_SAFE}: give the folder of a LoRA.")
     try:
-        with disk_errors(folder / LORA_WEIGHT_NAME_SAFE):
-            GPSLoraLoaderMixin.save_lora_weights(
-                stage, gps_encoder=None if encoder is None else encoder.to(dtype), **layers)
-        return (stage / LORA_WEIGHT_NAME_SAFE).replace(folder / LORA_WEIGHT_NAME_SAFE)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if key.startswith(PREFIX)}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def load_lora_encoder(folder: str | Path) -> GPSEncoder | AngleEncoder:
@@ -190,8 +144,34 @@ def load_lora_encoder(folder: str | Path) -> GPSEncoder | AngleEncoder:
 
     ValueError if there is none.
     """
-    path = Path(folder) / LORA_WEIGHT_NAME_SAFE
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {LORA_WEIGHT_NAME_SAFE}: give the folder of a LoRA.")
-    own = {key: value for key, value in load_file(path).items() if key.startswith(PREFIX)}
-    return encoder_from_tensors(own)
+    return encoder_from_tensors(lora_encoder_tensors(folder))
+
+
+def merge_lora(modules: dict[str, Any], folder: str | Path) -> None:
+    """Add the layers in the LoRA file of a folder to the weights of ``unet`` and ``text_encoder``,
+    as far as ``modules`` has them.
+
+    The modules are then as they were without LoRA, in structure and speed. ValueError if the
+    layers do not fit, as those of another base.
+    """
+    path = lora_file(folder)
+    state, alphas, about = GPSLoraLoaderMixin.lora_state_dict(
+        path.parent, weight_name=path.name, return_lora_metadata=True)
+    state = {key: value.float() for key, value in state.items()}  # to add in single precision
+    for name in ("unet", "text_encoder"):
+        module = modules.get(name)
+        if module is None or not any(key.startswith(f"{name}.") for key in state):
+            continue
+        try:
+            load = getattr(GPSLoraLoaderMixin, f"load_lora_into_{name}")
+            load(state, alphas, module, metadata=about)
+            for layer in module.modules():
+                if isinstance(layer, BaseTunerLayer):
+                    layer.merge(safe_merge=True)
+        except (ValueError, RuntimeError) as error:
+            first = " ".join(str(error).split("\n", 2)[:2])  # of a line for each layer
+            raise ValueError(f"The LoRA {folder} does not fit the {name} of its base; give the "
+                             f"model that it was trained on. {first}") from error
+        recurse_remove_peft_layers(module)
+        del module.peft_config
+        module._hf_peft_config_loaded = False  # else save_pretrained looks for an adapter

@@ -25,6 +25,13 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
+from gps_guidance.lora import (
+    CONFIG_KEY,
+    load_lora_encoder,
+    lora_encoder_tensors,
+    lora_file,
+    merge_lora,
+)
 
 BUNDLED = Path(__file__).parent / "miniature" / "models"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionGPSPipeline")  # without, with a place
@@ -171,26 +178,37 @@ def resolve_model(name_or_path: str | Path) -> Path:
     )
 
 
-def load_model(name_or_path: str | Path) -> DiffusionModel:
-    """Load any model folder in diffusers' layout, float32 on the CPU, frozen."""
+def load_model(name_or_path: str | Path, lora_weights: str | Path | None = None
+               ) -> DiffusionModel:
+    """Load any model folder in diffusers' layout, float32 on the CPU, frozen.
+
+    With a LoRA's folder ``lora_weights`` that model is its base: the LoRA's layers are added to its
+    weights, and the LoRA's encoder takes the place of its own.
+    """
     folder = resolve_model(name_or_path)
     missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing and lora_file(folder).is_file():
+        raise ValueError(f"{folder} holds a LoRA, not a model: give the model that it was trained "
+                         "on, and this folder as its LoRA (--lora, or lora_weights).")
     if missing:
         raise ValueError(
             f"{folder} is not a complete model folder: {', '.join(missing)} missing. It must hold "
             f"{', '.join(PARTS)} and, for an angle or GPS model, gps_encoder."
         )
     safe: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
-    return DiffusionModel(
+    model = DiffusionModel(
         unet=_load_part(UNet2DConditionModel.from_pretrained, folder / "unet", **safe),
         vae=_load_part(AutoencoderKL.from_pretrained, folder / "vae", **safe),
         text_encoder=_load_part(CLIPTextModel.from_pretrained, folder / "text_encoder",
                                 use_safetensors=True, dtype=torch.float32),
         tokenizer=_load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
         scheduler=_load_part(DDPMScheduler.from_pretrained, folder / "scheduler"),
-        gps_encoder=_load_encoder(folder),
-        path=str(name_or_path),
-    ).freeze()
+        gps_encoder=_load_encoder(_encoder_folder(folder, lora_weights)),
+        path=str(name_or_path) if lora_weights is None else f"{name_or_path} with {lora_weights}",
+    )
+    if lora_weights is not None:
+        merge_lora(model.modules(), lora_weights)
+    return model.freeze()
 
 
 def _load_part(from_pretrained: Callable[..., Any], folder: Path, **options: Any) -> Any:
@@ -201,22 +219,36 @@ def _load_part(from_pretrained: Callable[..., Any], folder: Path, **options: Any
                          f"safetensors. {' '.join(str(error).split())}") from error
 
 
-def angle_config(name_or_path: str | Path) -> dict[str, Any] | None:
+def angle_config(name_or_path: str | Path, lora_weights: str | Path | None = None
+                 ) -> dict[str, Any] | None:
     """The encoder's configuration if the folder holds an angle model, else None; loads no weights.
 
-    ValueError if there is no such folder or its configuration cannot be read.
+    ``name_or_path`` may also be a LoRA's folder, and ``lora_weights`` is as in
+    :func:`load_model`. ValueError if there is no such folder or its configuration cannot be read.
     """
-    config = _encoder_config(resolve_model(name_or_path))
+    config = _encoder_config(_encoder_folder(resolve_model(name_or_path), lora_weights))
     return config if config and config["_class_name"] == AngleEncoder.__name__ else None
 
 
+def _encoder_folder(folder: Path, lora_weights: str | Path | None) -> Path:
+    """Of a model folder and the LoRA on top of it, that with the encoder to use."""
+    if lora_weights is not None and lora_encoder_tensors(lora_weights):
+        return lora_file(lora_weights).parent
+    return folder
+
+
 def _encoder_config(folder: Path) -> dict[str, Any] | None:
+    """The encoder's configuration in a model folder or a LoRA, None if it has no encoder."""
     path = folder / "gps_encoder" / "config.json"
-    if not path.parent.is_dir():
-        return None
     known = (AngleEncoder.__name__, GPSEncoder.__name__)
     try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if path.parent.is_dir():
+            text = path.read_text("utf-8")
+        elif lora_file(folder).is_file() and (own := lora_encoder_tensors(folder)):
+            text = bytes(own[CONFIG_KEY].tolist()).decode("utf-8")
+        else:
+            return None
+        config: dict[str, Any] = json.loads(text)
         if config["_class_name"] not in known:
             raise ValueError(f"{config['_class_name']!r} is not {' or '.join(known)}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -225,9 +257,12 @@ def _encoder_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _load_encoder(folder: Path) -> AngleEncoder | GPSEncoder | None:
+    """The encoder in a model folder or a LoRA, None if it has none."""
     config = _encoder_config(folder)
     if config is None:
         return None
+    if not (folder / "gps_encoder").is_dir():
+        return load_lora_encoder(folder)
     kind = AngleEncoder if config["_class_name"] == AngleEncoder.__name__ else GPSEncoder
     encoder: AngleEncoder | GPSEncoder = _load_part(
         kind.from_pretrained, folder / "gps_encoder", use_safetensors=True,
@@ -236,27 +271,32 @@ def _load_encoder(folder: Path) -> AngleEncoder | GPSEncoder | None:
     return encoder
 
 
-def _angle_folder(name_or_path: str | Path) -> Path:
-    """The folder of an angle model; ValueError if it holds a GPS model or a plain text model."""
-    folder = resolve_model(name_or_path)
-    if angle_config(folder) is None:
-        gps = (folder / "gps_encoder").is_dir()
+def _check_angle(name_or_path: str | Path, lora_weights: str | Path | None) -> None:
+    """ValueError if these are a GPS model or a plain text model."""
+    folder = _encoder_folder(resolve_model(name_or_path), lora_weights)
+    config = _encoder_config(folder)
+    if config is None or config["_class_name"] != AngleEncoder.__name__:
         plain = "a text model" if (folder / "unet").is_dir() else "no finished model"
-        kind = "a GPS model of a city (GPSEncoder)" if gps else plain
+        kind = "a GPS model of a city (GPSEncoder)" if config else plain
         raise ValueError(
             f"{folder} holds {kind}, but an angle model (AngleEncoder) is needed here. Train one "
             f"with `gps-guidance train angle`, or use the bundled miniature-pisa."
         )
-    return folder
 
 
-def load_angle_model(name_or_path: str | Path) -> DiffusionModel:
-    """Load an angle model; ValueError if the folder holds a GPS model or a plain text model."""
-    return load_model(_angle_folder(name_or_path))
+def load_angle_model(name_or_path: str | Path, lora_weights: str | Path | None = None
+                     ) -> DiffusionModel:
+    """:func:`load_model` of an angle model; ValueError if it is a GPS model or a plain text
+    model."""
+    _check_angle(name_or_path, lora_weights)
+    return load_model(name_or_path, lora_weights)
 
 
-def load_angle_encoder(name_or_path: str | Path) -> AngleEncoder:
-    """The angle encoder alone; its configuration says landmark, centre, bins, size and prompt."""
-    encoder = _load_encoder(_angle_folder(name_or_path))
+def load_angle_encoder(name_or_path: str | Path, lora_weights: str | Path | None = None
+                       ) -> AngleEncoder:
+    """The angle encoder alone, of a model or a LoRA; its configuration says landmark, centre, bins,
+    size and prompt."""
+    _check_angle(name_or_path, lora_weights)
+    encoder = _load_encoder(_encoder_folder(resolve_model(name_or_path), lora_weights))
     assert isinstance(encoder, AngleEncoder)
     return encoder

@@ -35,12 +35,14 @@ from gps_guidance.hub import create_repository, push, repository_name
 from gps_guidance.interrupts import sigterm_as_ctrl_c
 from gps_guidance.latents import Rows, photo_latents, text_embeddings
 from gps_guidance.loop import Batch, Course, Run, start_accelerator, step_seed
-from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE, add_lora, lora_layers, save_lora
+from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE
+from gps_guidance.lora_training import add_lora, lora_layers, save_lora
 from gps_guidance.miniature.nets import TEXT_DIM, tiny_model
 from gps_guidance.models import PARTS, PIPELINES, DiffusionModel, load_model, save_module
 from gps_guidance.photos.manifest import write_whole
 from gps_guidance.recipe import AngleRecipe, Recipe
 from gps_guidance.sampling import sample_texts
+from gps_guidance.sharding import restore_modules, shard
 from gps_guidance.training_report import write_training_report
 
 log = logging.getLogger(__name__)
@@ -291,12 +293,16 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
-def _trained_modules(model: DiffusionModel, recipe: Recipe) -> dict[str, Any]:
-    """What training changes: with LoRA its layers, and the encoder in any case."""
+def _networks(model: DiffusionModel, recipe: Recipe) -> dict[str, Any]:
+    """The networks that training changes, or with LoRA the layers in them."""
     names = ["unet", "gps_encoder"] if recipe.encoder == "trained" else ["unet"]
     if recipe.base == "tiny" or recipe.train_text_encoder:
         names.append("text_encoder")
-    modules = {name: model.modules()[name] for name in names}
+    return {name: model.modules()[name] for name in names}
+
+
+def _trained_modules(modules: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What training changes: with LoRA its layers, and the encoder in any case."""
     if recipe.lora_rank:
         return {name: module if name == "gps_encoder" else lora_layers(module)
                 for name, module in modules.items()}
@@ -309,14 +315,14 @@ def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor |
     """Eq. 3, or Eq. 6 with lambda x Eq. 9, on cached latents, and on cached texts where the text
     encoder does not train."""
     model.vae.requires_grad_(False).eval()
-    trained = _trained_modules(model, recipe)
+    networks = _networks(model, recipe)
     encode_text: Callable[[list[str]], Tensor] = model.encode_text
-    if "text_encoder" not in trained:
+    if "text_encoder" not in networks:
         encode_text = text_embeddings(conditions.words, model, recipe.mixed_precision, cache,
                                       accelerator)
     scaling, device = model.vae.config.scaling_factor, accelerator.device
     first_null = model.null_text(1).detach()
-    learned_null = "text_encoder" in trained and recipe.null_text == "empty"
+    learned_null = "text_encoder" in networks and recipe.null_text == "empty"
     size, processes = recipe.train_batch_size, accelerator.num_processes
     shape = latent_shape(model.vae, recipe.size)
     equip_unet(model.unet, recipe)
@@ -360,19 +366,21 @@ def _train_unet(model: DiffusionModel, conditions: Conditions, moments: Tensor |
                 loss = loss + recipe.prior_loss_weight * preserved
         return loss
 
-    run = Run(recipe.kind, trained, recipe.max_train_steps, recipe.rate, recipe, out,
-              recipe.lr_scheduler, recipe.lr_warmup_steps)
+    sharded = shard(networks.values(), accelerator)  # before LoRA's layers are taken out of them
+    run = Run(recipe.kind, _trained_modules(networks, recipe), recipe.max_train_steps, recipe.rate,
+              recipe, out, recipe.lr_scheduler, recipe.lr_warmup_steps, sharded)
+    main = accelerator.is_main_process
 
     def validate() -> None:
         if recipe.validation_steps and run.step % recipe.validation_steps == 0:
-            _validation_grid(model, conditions, run, out)
+            _validation_grid(model, conditions, run, out if main else None)
 
     run.loop(accelerator, draw, loss_of_part, validate)
     log.info("conditions dropped in %d samples: all %d, the place %d, the text %d",
              run.counts.total(), *(run.counts[what] for what in DROPPED[:3]))
     model.freeze()
-    if accelerator.is_main_process:
-        _validation_grid(model, conditions, run, out)
+    _validation_grid(model, conditions, run, out if main else None)
+    restore_modules(sharded, main)
     return run.course
 
 
@@ -392,14 +400,20 @@ def equip_unet(unet: Any, recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def _validation_grid(model: DiffusionModel, conditions: Conditions, run: Run, out: Path) -> None:
-    """The conditions' samples as ``samples-<step>.png``, from the averaged weights."""
+def _validation_grid(model: DiffusionModel, conditions: Conditions, run: Run, out: Path | None
+                     ) -> None:
+    """The conditions' samples as ``samples-<step>.png``, from the averaged weights.
+
+    ``out`` is None where another process writes it: to gather weights takes all of them.
+    """
     with run.averaged():
         model.unet.eval()
         try:
             images = conditions.samples(model)
         finally:
             model.unet.train(run.step < run.steps)
+    if out is None:
+        return
     grid = torch.cat([torch.cat(list(row), dim=2) for row in images], dim=1)
     pixels = grid.permute(1, 2, 0).mul(255).byte().cpu().numpy()
     Image.fromarray(pixels).save(out / f"samples-{run.step:06d}.png")

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import html
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-import transformers.integrations.peft
 from conftest import CITY, TOKEN_DIM, quicken
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
 from peft import LoraConfig
+from PIL import Image
 from safetensors.torch import load_file
+from small_runs import SMALL, launch
 from train_runs import ctrl_c_at, losses, stored
 
-from gps_guidance import train
+from gps_guidance import cli, scorers, train
 from gps_guidance.encoders import GPSEncoder
-from gps_guidance.lora import add_lora, load_lora_encoder, lora_layers, save_lora
-from gps_guidance.models import DiffusionModel, load_model
+from gps_guidance.lora import load_lora_encoder
+from gps_guidance.lora_training import add_lora, lora_layers, save_lora
+from gps_guidance.models import DiffusionModel, load_angle_model, load_model
 from gps_guidance.pipeline import StableDiffusionGPSPipeline
 from gps_guidance.recipe import AngleRecipe, GPSRecipe, Recipe, TextRecipe
-from gps_guidance.sampling import sample_gps
+from gps_guidance.sampling import sample_angles, sample_gps
 from gps_guidance.train import train_model
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -32,8 +37,6 @@ FILE = "pytorch_lora_weights.safetensors"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     quicken(monkeypatch)
-    # transformers 5.24 asks for a peft that is not released yet, and works with what is
-    monkeypatch.setattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "0.17.0")
 
 
 def gps_lora(base: Path, **changes: Any) -> GPSRecipe:
@@ -188,15 +191,13 @@ def test_loras_of_bearings_and_of_captions(
 
 
 def test_what_a_lora_cannot_be_is_refused(
-    city_dataset: Path, tiny_sd_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    city_dataset: Path, tiny_sd_model: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "99")
     for changes, message in (
         ({"lora_rank": -1}, "lora_rank is -1.*at least 1, or 0 for full"),
         ({"lora_alpha": 0}, "lora_alpha 0.*at least 1, or null"),
         ({"base": "tiny"}, "lora_rank is 2.*base: tiny"),
         ({"lora_target_modules": ["to_nothing"]}, r"lora_target_modules is \['to_nothing'\]"),
-        ({}, "train_text_encoder is True: .*PEFT.*>= 99"),
     ):
         with pytest.raises(ValueError, match=message):
             train_model(city_dataset, tmp_path, replace(gps_lora(tiny_sd_model), **changes))
@@ -229,3 +230,114 @@ def test_a_failed_save_leaves_nothing(
         save_lora(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert save_lora(model, tmp_path) == tmp_path / FILE
+
+
+# --- on top of a base, without a pipeline --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def angle_lora(miniature_dataset: Path, tiny_sd_model: Path,
+               tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of UNet and text encoder that knows bearings, in half precision."""
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        return train_model(miniature_dataset, tmp_path_factory.mktemp("lora"), AngleRecipe(
+            base=str(tiny_sd_model), resolution=32, max_train_steps=3, train_batch_size=2,
+            learning_rate=1e-2, crops_per_photo=1, lora_rank=2, lora_alpha=4,
+            train_text_encoder=True, validation_steps=0, with_prior_preservation=False,
+            save_dtype="float16"))
+
+
+def test_a_lora_merged_into_its_base_makes_the_pipelines_images(
+    tiny_sd_model: Path, angle_lora: Path
+) -> None:
+    base, model = load_model(tiny_sd_model), load_angle_model(tiny_sd_model, angle_lora)
+    pipe: Any = StableDiffusionGPSPipeline.from_pretrained(
+        tiny_sd_model, gps_encoder=load_lora_encoder(angle_lora))
+    pipe.load_lora_weights(angle_lora)
+    for module in (pipe.unet, pipe.text_encoder):
+        module.float()  # the layers were saved in half precision
+    expected = sample_angles(replace(model, unet=pipe.unet, text_encoder=pipe.text_encoder,
+                                     gps_encoder=pipe.gps_encoder), [30.0, 200.0],
+                             num_inference_steps=2)
+    merged = sample_angles(model, [30.0, 200.0], num_inference_steps=2)
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=0)
+    without = replace(base, gps_encoder=model.gps_encoder)
+    assert (merged - sample_angles(without, [30.0, 200.0], num_inference_steps=2)).abs().max() > 0.1
+    for name, module in base.modules().items():
+        before, after = module.state_dict(), model.modules()[name].state_dict()
+        assert before.keys() == after.keys()
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        assert len(changed) == {"unet": 4 * 8, "text_encoder": 2 * 4, "vae": 0}[name]
+        assert not any(p.requires_grad for p in model.modules()[name].parameters())
+
+
+def test_a_command_samples_a_lora(tiny_sd_model: Path, angle_lora: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    assert cli.main(["sample", str(tiny_sd_model), "--lora", str(angle_lora), "--steps", "2",
+                     "--bearing", "0", "90", "--out", str(picture)]) == 0
+    model = load_angle_model(tiny_sd_model, angle_lora)
+    images = sample_angles(model, [0.0, 90.0], num_inference_steps=2)
+    expected = torch.cat(list(images), dim=2).permute(1, 2, 0)
+    with Image.open(picture) as png:
+        assert abs(np.asarray(png) - np.asarray(expected) * 255).max() < 1
+
+
+def test_guidance_and_prompts_read_a_lora(tiny_sd_model: Path, angle_lora: Path) -> None:
+    """They distil as from the folder of the same model in one piece, and know its landmark."""
+    from gps_guidance.lift.guidance import GPSGuidance, GPSGuidanceConfig
+    from gps_guidance.lift.plan import placement_of
+    from gps_guidance.lift.prompts import GPSPromptProcessor, GPSPromptProcessorConfig
+
+    whole = angle_lora / "whole"
+    load_angle_model(tiny_sd_model, angle_lora).save_pretrained(whole)
+    c2w = torch.eye(4)[None]
+    c2w[:, :3, 3] = torch.tensor([1.0, 2.0, 0.0])
+    batch = {"c2w": c2w, **{key: torch.zeros(1) for key in
+                            ("azimuth", "elevation", "camera_distances")}}
+    found = []
+    for folder, lora in ((whole, None), (tiny_sd_model, str(angle_lora))):
+        cfg = GPSGuidanceConfig(str(folder), lora_weights=lora)
+        guidance = GPSGuidance(cfg)
+        prompt = GPSPromptProcessor(GPSPromptProcessorConfig(
+            pretrained_model_name_or_path=str(folder), lora_weights=lora))()
+        torch.manual_seed(0)
+        rgb = torch.full((1, 32, 32, 3), 0.5, requires_grad=True)
+        found.append((guidance(rgb, prompt, **batch)["loss_sds"], prompt.prompt,
+                      placement_of(cfg)))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
+    assert found[0][1] == "A photo of Miniature Tower of Pisa"
+
+
+def test_a_lora_takes_the_3d_way_to_the_report(
+    tiny_sd_model: Path, angle_lora: Path, miniature_dataset: Path, tmp_path: Path
+) -> None:
+    """The classifier of a LoRA lies in its folder; the report samples, and scores by it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorers, "fit_angle_classifier", functools.partial(
+            scorers.fit_angle_classifier, steps=2))
+        scorers.train_angle_classifier(miniature_dataset, angle_lora)
+    assert launch("--config", "gps-sds-pisa", "--train", *SMALL, "tag=lora",
+                  f"exp_root_dir={tmp_path}",
+                  f"system.guidance.pretrained_model_name_or_path={tiny_sd_model}",
+                  f"system.guidance.lora_weights={angle_lora}") == 0
+    trial = tmp_path / "gps-sds-pisa" / "lora"
+    scores = json.loads((trial / "metrics.json").read_text())
+    assert scores["lora_weights"] == str(angle_lora)
+    assert scores["bearing_within_one_bin"] is not None
+    assert "Generated for each bearing" in (trial / "report.html").read_text()
+
+
+def test_a_lora_where_it_does_not_belong_is_said(
+    tiny_sd_model: Path, tiny_angle_model: Path, angle_lora: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="holds a LoRA, not a model.*--lora"):
+        load_angle_model(angle_lora)
+    with pytest.raises(ValueError, match=f"has no {FILE}: give the folder of a LoRA"):
+        load_angle_model(tiny_sd_model, tiny_angle_model)
+    with pytest.raises(ValueError, match="does not fit the unet of its base.*trained on.*mismatch"):
+        load_angle_model("miniature-pisa", angle_lora)
+    broken = tmp_path / FILE
+    broken.write_bytes((angle_lora / FILE).read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{FILE} cannot be read"):
+        load_angle_model(tiny_sd_model, tmp_path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import functools
 import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from conftest import quicken
 from safetensors.torch import load_file
 
+from gps_guidance import train
 from gps_guidance.recipe import Recipe
 from gps_guidance.train import train_model
 
@@ -47,16 +49,37 @@ def ctrl_c_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+FSDP = {  # as `accelerate launch --use_fsdp --fsdp_version 2` says it
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+def nan_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """``real``, but its ``call``-th value (from 1) is not a number."""
+    count = 0
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        return real(*args, **options) * (float("nan") if count == call else 1.0)
+
+    return wrapped
+
+
 def train_small(dataset: Path, out: Path, recipe: Recipe, rank: int = 0, processes: int = 1,
-                port: int = 0) -> None:
+                port: int = 0, environment: Mapping[str, str] | None = None) -> None:
     """``train_model`` in a process of its own, or as one of several as torchrun starts them."""
     torch.set_num_threads(1)
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ |= {"TQDM_DISABLE": "1", **(environment or {})}
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
+        if "NAN_AT" in os.environ and rank:
+            patch.setattr(train, "denoising_loss",
+                          nan_at(int(os.environ["NAN_AT"]), train.denoising_loss))
         train_model(dataset, out, recipe)
 
 
@@ -67,9 +90,11 @@ def children() -> Any:
     return context
 
 
-def train_together(processes: int, dataset: Path, out: Path, recipe: Recipe) -> list[Any]:
+def train_together(processes: int, dataset: Path, out: Path, recipe: Recipe,
+                   environment: Mapping[str, str] | None = None) -> list[Any]:
     """Start as many processes on one training, and return them."""
-    return run_together(processes, train_small, dataset, out, recipe)
+    target = functools.partial(train_small, environment=environment)
+    return run_together(processes, target, dataset, out, recipe)
 
 
 def run_together(processes: int, target: Callable[..., None], *args: Any) -> list[Any]:

@@ -64,9 +64,11 @@ class GPSGuidanceConfig(SDSGuidanceConfig):
     snapped to the "nearest" (as the paper trains), or to one of the two nearest, drawn so that the
     mean is the bearing ("dither"), or passed on ("none"). ``angle_dropout`` is the probability of a
     zero angle token; 1 is the text-only ablation. ``north_offset_deg`` is added to the bearing.
+    ``lora_weights`` is the folder of a LoRA (:func:`gps_guidance.models.load_model`).
     """
 
     pretrained_model_name_or_path: str = "miniature-pisa"
+    lora_weights: str | None = None
     view_dependent_prompting: bool = False
     north_offset_deg: float = 0.0
     snap_to_bins: str = "nearest"
@@ -286,7 +288,7 @@ class GPSGuidance(SDSGuidance):
                              f"{', '.join(SNAP_TO_BINS)}.")
         if not 0 <= cfg.angle_dropout <= 1:
             raise ValueError(f"guidance.angle_dropout is {cfg.angle_dropout}; it lies in [0, 1].")
-        model = load_angle_model(cfg.pretrained_model_name_or_path)
+        model = load_angle_model(cfg.pretrained_model_name_or_path, cfg.lora_weights)
         with torch.no_grad():
             null = torch.cat([model.null_text(1), model.angle.null(1)], dim=1)
         self.gps_encoder = model.modules()["gps_encoder"].to(device)

@@ -99,7 +99,8 @@ def placement_of(guidance: Any) -> Any:
 
     offset = float(getattr(guidance, "north_offset_deg", 0.0))
     try:
-        about = angle_config(guidance.pretrained_model_name_or_path) or {}
+        about = angle_config(guidance.pretrained_model_name_or_path,
+                             getattr(guidance, "lora_weights", None)) or {}
     except ValueError:  # the guidance says what is wrong with the model when it is built
         about = {}
     center = about.get("center")

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from gps_guidance.encoders import AngleEncoder
+from gps_guidance.lora import merge_lora
 from gps_guidance.models import DiffusionModel, angle_config, load_angle_encoder, resolve_model
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,14 @@ class PromptProcessorConfig:
 
 @dataclass
 class GPSPromptProcessorConfig(PromptProcessorConfig):
-    """As threestudio's, but ``prompt: null`` means the prompt the angle model was trained on."""
+    """As threestudio's, but ``prompt: null`` means the prompt the angle model was trained on.
+
+    ``lora_weights`` is the guidance's.
+    """
 
     prompt: str | None = None
     pretrained_model_name_or_path: str = "miniature-pisa"
+    lora_weights: str | None = None
 
 
 def wrap_azimuth_deg(azimuth: Tensor) -> Tensor:
@@ -171,7 +176,8 @@ class PromptProcessor:
                 "false and write prompt_front, prompt_side, prompt_back and prompt_overhead."
             )
         self.cfg = cfg
-        model = _load_text_model(cfg.pretrained_model_name_or_path, device)
+        model = _load_text_model(cfg.pretrained_model_name_or_path,
+                                 getattr(cfg, "lora_weights", None), device)
         self.prompt = self._prompt(model)
         self.prompts_vd = view_prompts(cfg, self.prompt)
         logger.info("Prompt: %r; by view: %s", self.prompt, self.prompts_vd)
@@ -226,7 +232,8 @@ class GPSPromptProcessor(PromptProcessor):
         return model.null_text(1)
 
 
-def _load_text_model(name_or_path: str, device: str | torch.device) -> DiffusionModel:
+def _load_text_model(name_or_path: str, lora_weights: str | None, device: str | torch.device
+                     ) -> DiffusionModel:
     """Only the text half of a model folder, frozen: a UNet is not read to embed a prompt."""
     folder = resolve_model(name_or_path)
     for part in ("text_encoder", "tokenizer"):
@@ -235,13 +242,16 @@ def _load_text_model(name_or_path: str, device: str | torch.device) -> Diffusion
     text_encoder: Any = CLIPTextModel.from_pretrained(
         folder / "text_encoder", use_safetensors=True, dtype=torch.float32
     )
+    if lora_weights is not None:
+        merge_lora({"text_encoder": text_encoder}, lora_weights)
+    is_angle = angle_config(folder, lora_weights) is not None
     return DiffusionModel(
         unet=None,
         vae=None,
         text_encoder=text_encoder.to(device).requires_grad_(False).eval(),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler=None,
-        gps_encoder=load_angle_encoder(folder) if angle_config(folder) else None,
+        gps_encoder=load_angle_encoder(folder, lora_weights) if is_angle else None,
         path=str(name_or_path),
     )
 

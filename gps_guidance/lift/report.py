@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import logging
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = 12  # bearings shown in the report
 Rows = list[tuple[str, list[np.ndarray]]]
+Source = tuple[Path, str | None] | None  # of the images: a model's folder, and its LoRA's
 SCORES = ("mask_iou", "occupancy_iou", "psnr_db", "bearing_within_one_bin")
 
 
@@ -33,24 +35,26 @@ def finish(run: Any) -> dict[str, Any]:
     """Score a finished run (:class:`gps_guidance.lift.engine.Run`) and write its files."""
     guidance = run.cfg.system.get("guidance", {})
     model_name = str(guidance.get("pretrained_model_name_or_path", ""))
-    try:
-        folder = resolve_model(model_name)
-    except ValueError:  # a Hub id, or a folder that has gone since: the run itself is complete
-        folder = None
+    source: Source = None
+    with contextlib.suppress(ValueError):  # a Hub id, or a folder that has gone since: it is done
+        folder, lora = resolve_model(model_name), guidance.get("lora_weights")
+        angle_config(folder, lora)
+        source = folder, lora
     photos = _input_photos(run)
     scores: dict[str, Any] = {name: None for name in SCORES}
-    scores |= _scores(run, folder, photos)
+    scores |= _scores(run, source, photos)
     scores |= {
         "seconds": round(run.seconds, 1),
         "peak_memory_bytes": run.peak_memory_bytes,
         "model": model_name,
+        "lora_weights": guidance.get("lora_weights"),
         "engine": run.engine,
         "device": run.device,
     }
     with export.staged(run.trial_dir / "metrics.json") as stage:
         stage.write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
     _write_mesh(run)
-    rows = _rows(run, folder, photos)
+    rows = _rows(run, source, photos)
     _write_html(run, scores, rows)
     _write_sheet(run.trial_dir / "report.png", rows)
     shown = {k: round(v, 3) for k, v in scores.items() if isinstance(v, float)}
@@ -90,8 +94,8 @@ def render_view(system: Any, c2w: Tensor, fovy: float, height: int, width: int
     }
 
 
-def _is_miniature(folder: Path | None) -> bool:
-    about = angle_config(folder) if folder else None
+def _is_miniature(source: Source) -> bool:
+    about = angle_config(*source) if source else None
     return about is not None and about.get("landmark") == tower.NAME
 
 
@@ -111,9 +115,9 @@ def _size(data: Any) -> tuple[int, int]:
     return last(data.height), last(data.width)
 
 
-def _scores(run: Any, folder: Path | None, photos: Photos | None) -> dict[str, Any]:
-    if _is_miniature(folder):
-        classifier = _classifier(folder)
+def _scores(run: Any, source: Source, photos: Photos | None) -> dict[str, Any]:
+    if _is_miniature(source):
+        classifier = _classifier(source)
         geometry = run.system.geometry
         return truth.score(
             lambda c2w, fovy, h, w: render_view(run.system, c2w, fovy, h, w),
@@ -123,10 +127,12 @@ def _scores(run: Any, folder: Path | None, photos: Photos | None) -> dict[str, A
     return _photo_scores(run, photos) if photos is not None else {}
 
 
-def _classifier(folder: Path | None) -> AngleClassifier | None:
-    path = folder / "angle_classifier" if folder else None
-    if path is None or not path.is_dir():
+def _classifier(source: Source) -> AngleClassifier | None:
+    """The judge of the model that the images are of: a LoRA has its own, or none."""
+    folder = None if source is None else Path(source[1] or source[0])
+    if folder is None or not (folder / "angle_classifier").is_dir():
         return None
+    path = folder / "angle_classifier"
     return AngleClassifier.from_pretrained(path, use_safetensors=True).eval()
 
 
@@ -177,7 +183,7 @@ def _full_crops(photos: Photos) -> Tensor:
 # --- pictures --------------------------------------------------------------------------------
 
 
-def _rows(run: Any, folder: Path | None, photos: Photos | None) -> Rows:
+def _rows(run: Any, source: Source, photos: Photos | None) -> Rows:
     """The report's pictures by bearing: title and ``COLUMNS`` images a row."""
     data = run.datamodule.cfg
     height, width = _size(data)
@@ -187,15 +193,15 @@ def _rows(run: Any, folder: Path | None, photos: Photos | None) -> Rows:
         real = _full_crops(photos)
         picks = [_nearest(photos.bearings, bearing) for bearing in bearings]
         rows.append(("Photos taken nearest to each bearing", _pictures(real[picks])))
-    elif _is_miniature(folder):
+    elif _is_miniature(source):
         rows.append(("Photos, as tourists take them", _tourist_photos(bearings, height)))
-    if folder is not None and angle_config(folder) is not None:
-        model = load_angle_model(folder)
+    if source is not None and angle_config(*source) is not None:
+        model = load_angle_model(*source)
         generated = sample_angles(model, bearings, guidance_scale=2.0)
         rows.append(("Generated for each bearing", _pictures(generated)))
     renders = [render_view(run.system, *photo_camera(data, b), height, width) for b in bearings]
     rows.append(("The 3D landmark from each bearing", [export.to_uint8(r["rgb"]) for r in renders]))
-    if _is_miniature(folder):
+    if _is_miniature(source):
         scene = tower.Scene()
         truths = [photographer.truth_view(scene, b, height)[0]["rgb"] for b in bearings]
         rows.append(("Ground truth", [export.to_uint8(t) for t in truths]))

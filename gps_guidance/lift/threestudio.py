@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 MODEL_KEYS = ("resume", "system.weights", "system.guidance.pretrained_model_name_or_path",
               "system.guidance.lora_weights",
-              "system.prompt_processor.pretrained_model_name_or_path")
+              "system.prompt_processor.pretrained_model_name_or_path",
+              "system.prompt_processor.lora_weights")
 
 
 def choose_engine(requested: str, folder: str | None = None) -> Path | None:
