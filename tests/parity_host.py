@@ -97,6 +97,10 @@ def main(folder: Path) -> None:
     system.C = lambda value: C(value, *now)
     system.on_fit_start()
     system.guidance.update_step(*now)
+    encoder = getattr(getattr(system.guidance, "guidance", None), "gps_encoder", None)
+    if encoder is not None:
+        encoder.register_forward_pre_hook(
+            lambda module, inputs: found.update({"received": inputs[0].detach().float()}))
     system.guidance = Reseeded(system.guidance)
     outputs: dict[str, Any] = {}
     system.renderer.register_forward_hook(lambda module, inputs, out: outputs.update(out))
