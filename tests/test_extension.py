@@ -2,8 +2,8 @@
 
 threestudio needs compiled CUDA packages, so that these tests run against a small stand-in for the
 parts of it that the extension touches: the registry, ``BaseObject``, ``BaseModule``, structured
-configs and the loader of ``custom/``. Where THREESTUDIO_PATH names a real clone, the same checks run
-against it as well (slow), with stand-ins for what is not compiled.
+configs and the loader of ``custom/``. Where THREESTUDIO_PATH names a real clone, the same checks
+run against it as well (slow), with stand-ins for what is not compiled.
 """
 
 import json
