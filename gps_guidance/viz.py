@@ -1,8 +1,9 @@
-"""Maps of areas, streets and locations."""
+"""Maps of areas, streets and locations, and of where a model looks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ PAPER, GROUND, OUTLINE, STREET, POINT = "#fbfaf7", "#dcebd3", "#4d6b43", "#9a9a9
 INK = "#333333"
 MARGIN, STRIP = 0.06, 0.1  # of the map's longer side: around it, and below it for the scale bar
 MAX_STRETCH = 4.0  # a longer and thinner area gets more paper on its sides
+COLUMNS, HEAT, VEIL = 5, "inferno", 0.7  # of attention sheets: panels a row, colours, opacity
 
 
 def draw_area(
@@ -65,9 +67,52 @@ def draw_area(
     _draw_scale(axes, box, metres_east)
     _draw_north(axes)
     if path is not None:
-        with staged(path) as stage:
-            figure.savefig(stage, format="png", dpi=150, bbox_inches="tight")
+        _save(figure, path)
     return figure
+
+
+def draw_attention(image: Any, maps: ArrayLike, names: Sequence[str],
+                   path: str | Path | None = None) -> Figure:
+    """A sheet of an image, and of it in grey under each of its attention maps with a colour bar.
+
+    ``image`` is a PIL image or an array [H, W, 3], ``maps`` [T, H, W] and ``names`` are those of
+    :class:`gps_guidance.attention.AttentionMaps`. Each map has colours of its own, from its least
+    to its greatest value, which the bar says: raw maps are in per cent of the attention. With
+    ``path`` the sheet is also written there as a PNG, whole or not at all.
+    """
+    picture, heat = np.asarray(image), np.asarray(maps)
+    if heat.ndim != 3 or len(heat) != len(names) or not len(names):
+        raise ValueError(f"There are {len(names)} names for maps of shape {list(heat.shape)}; give "
+                         "maps [T, H, W] and T names.")
+    if heat.shape[1:] != picture.shape[:2]:
+        raise ValueError(f"The maps are {heat.shape[1]} x {heat.shape[2]}, the image is "
+                         f"{picture.shape[0]} x {picture.shape[1]}: take the maps at its size, "
+                         "(image.height, image.width).")
+    rows = math.ceil((1 + len(names)) / COLUMNS)
+    columns = math.ceil((1 + len(names)) / rows)
+    grey = picture.reshape(*heat.shape[1:], -1).mean(-1)  # so that colour is attention's alone
+    height = 2.0 * picture.shape[0] / picture.shape[1] + 0.3
+    figure = Figure(figsize=(2.4 * columns, height * rows), layout="constrained", facecolor="white")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels:
+        axes.set_axis_off()
+    panels[0].imshow(picture)
+    panels[0].set_title("image", color=INK, fontsize=9)
+    for axes, name, one in zip(panels[1:], names, heat, strict=False):
+        axes.imshow(grey, cmap="gray")
+        shown = axes.imshow(100 * one, cmap=HEAT, alpha=VEIL)
+        axes.set_title(name, color=INK, fontsize=9)
+        bar = figure.colorbar(shown, ax=axes, shrink=0.8, format="%.3g %%")
+        bar.locator = MaxNLocator(4)
+        bar.ax.tick_params(labelsize=7, colors=INK)
+    if path is not None:
+        _save(figure, path)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with staged(path) as stage:
+        figure.savefig(stage, format="png", dpi=150, bbox_inches="tight")
 
 
 def _metres_per_degree(box: geo.Bounds) -> tuple[float, float]:

@@ -18,7 +18,7 @@ LEVELS = {
     "dataset": 2, "captions": 2, "autoencoder": 2, "sampling": 2, "conditions": 2, "loop": 2,
     "draws": 2, "place": 2, "latents": 2, "texts": 2, "compose": 2, "card": 2,
     "lora_training": 2, "sharding": 2, "pipeline": 2, "geocoding": 2, "lift": 2, "hub": 2,
-    "training_report": 2,
+    "training_report": 2, "attention": 2,
     "train": 3, "scorers": 3, "metrics": 3, "viz": 3, "lift.system": 3,
     "lift.engine": 3, "lift.report": 3, "lift.callbacks": 3, "lift.plan": 3, "miniature": 3,
     "lift.threestudio": 3, "nocompile": 3, "extension": 3,
