@@ -13,7 +13,6 @@ import torch
 from sample import pair
 
 from gps_guidance.attention import name_tokens, record_attention
-from gps_guidance.encoders import AngleEncoder
 from gps_guidance.pipeline import StableDiffusionGPSPipeline
 from gps_guidance.viz import draw_attention
 
@@ -34,9 +33,6 @@ def main() -> None:
 
     pipe = StableDiffusionGPSPipeline.from_pretrained(args.model)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(pipe.gps_encoder, AngleEncoder) != (args.bearing is not None):
-        wanted = "--gps LAT,LON" if args.bearing is not None else "--bearing DEG"
-        parser.error(f"{args.model} takes {wanted}")
     with record_attention(pipe.unet, pipe.gps_encoder.num_tokens) as record:
         image = pipe(
             args.prompt, gps=args.gps, bearing_deg=args.bearing,

@@ -45,3 +45,10 @@ def test_an_area(tiny_gps_model, tmp_path, streets):
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "average.png").size == (32, 32)
     assert min(Image.open(tmp_path / "average-map.png").size) > 200
+
+
+def test_attention_in_a_city(tiny_gps_model, tmp_path):
+    done = run(tmp_path, "attention.py", tiny_gps_model, "front view", "--gps", "43.71,10.40",
+               "--steps", 2, "--out", "maps.png")
+    assert done.returncode == 0, done.stderr
+    assert min(Image.open(tmp_path / "maps.png").size) > 200

@@ -114,3 +114,39 @@ def test_wrong_input_is_refused():
         viz.draw_area(shapely.Point(10, 43))
     with pytest.raises(ValueError, match="Did you swap lat and lon"):
         viz.draw_area(PARK, [(121.0, 31.0)])
+
+
+PICTURE = Image.new("RGB", (6, 4), "red")
+HEAT = np.arange(72, dtype=np.float32).reshape(3, 4, 6) / 1000
+
+
+def test_attention_is_drawn_over_the_image_in_per_cent(tmp_path):
+    figure = viz.draw_attention(PICTURE, HEAT, ["car", "longitude", "latitude"],
+                                tmp_path / "sheet.png")
+    titles = {axes.get_title(): axes for axes in figure.axes}
+    assert list(titles)[:4] == ["image", "car", "longitude", "latitude"]
+    (whole,) = titles["image"].images
+    np.testing.assert_array_equal(whole.get_array(), np.asarray(PICTURE))
+    for name, heat in zip(("car", "longitude", "latitude"), HEAT, strict=True):
+        grey, shown = titles[name].images
+        assert np.asarray(grey.get_array()).shape == (4, 6)
+        np.testing.assert_allclose(shown.get_array(), 100 * heat)
+        assert shown.get_clim() == pytest.approx((100 * heat.min(), 100 * heat.max()))
+        labels = [tick.get_text() for tick in shown.colorbar.ax.get_yticklabels()]
+        assert labels and all(label.endswith(" %") for label in labels)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG" and min(sheet.size) > 200
+
+
+def test_many_maps_fill_rows():
+    heat = np.repeat(HEAT, 3, axis=0)
+    panels = viz.draw_attention(np.asarray(PICTURE), heat, list("abcdefghi")).axes[:10]
+    assert [len(axes.images) for axes in panels] == [1] + 9 * [2]
+    assert panels[0].get_subplotspec().get_gridspec().get_geometry() == (2, 5)
+
+
+def test_maps_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"2 names for maps of shape \[3, 4, 6\]"):
+        viz.draw_attention(PICTURE, HEAT, ["a", "b"])
+    with pytest.raises(ValueError, match=r"maps are 4 x 3, the image is 4 x 6.*image.height"):
+        viz.draw_attention(PICTURE, HEAT[..., :3], ["a", "b", "c"])
