@@ -199,10 +199,12 @@ def test_the_locations_of_an_area_are_averaged(city):
 
 @torch.no_grad()
 def test_each_image_has_its_own_maps(city):
-    record = recorded(city, gps=[HERE, THERE], num_images=2, latents=noise(2))
-    for k, place in enumerate((HERE, THERE)):
-        same(record.probabilities(SIZE, image=k),
-             alone(city, text_of(city), city.gps_encoder([place]), noise(2)[k : k + 1]))
+    for branches in (None, [2], [-1]):  # of e(0,0), e(p,0), e(p,g)
+        record = recorded(city, branches=branches, gps=[HERE, THERE], num_images=2,
+                          latents=noise(2))
+        for k, place in enumerate((HERE, THERE)):
+            same(record.probabilities(SIZE, image=k),
+                 alone(city, text_of(city), city.gps_encoder([place]), noise(2)[k : k + 1]))
     with pytest.raises(ValueError, match="image is 2; there are 2"):
         record.probabilities(SIZE, image=2)
     with pytest.raises(ValueError, match=r"batch of 6 are not branches of 1 image.*num_images"):
