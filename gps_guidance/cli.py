@@ -271,9 +271,11 @@ def _geocode(args: argparse.Namespace) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=["text", "gps", "angle", "classifier"],
+    parser.add_argument("kind",
+                        choices=["text", "gps", "angle", "classifier", "gps-clip", "clip"],
                         help="text: captions alone; gps: captions and positions of a city; angle: "
-                        "bearings around a landmark; classifier: a judge of bearings for it")
+                        "bearings around a landmark; judges: classifier of its bearings, gps-clip "
+                        "of positions, clip of captions (docs/evaluation.md)")
     parser.add_argument("dataset", help="folder written by `gps-guidance ingest`")
     parser.add_argument("--out", required=True, metavar="MODEL",
                         help="folder to write; for a classifier that of the angle model")
@@ -296,6 +298,9 @@ def _train(args: argparse.Namespace) -> None:
                              "give no recipe, key=value or --class-data-dir.")
         print(f"classifier: {train_angle_classifier(args.dataset, args.out)}")
         return
+    if args.kind in ("gps-clip", "clip"):
+        _train_judge(args)
+        return
     from accelerate import PartialState
 
     from gps_guidance.recipe import load_recipe
@@ -305,6 +310,25 @@ def _train(args: argparse.Namespace) -> None:
     out = train_model(args.dataset, args.out, recipe, args.class_data_dir)
     if PartialState().is_main_process:  # of those of torchrun or `accelerate launch`
         print(f"model: {out}")
+
+
+def _train_judge(args: argparse.Namespace) -> None:
+    from gps_guidance.judge_recipe import ClipRecipe, GPSClipRecipe, judge_recipe
+
+    if args.recipe or args.class_data_dir:
+        raise ValueError(f"train {args.kind} has neither --recipe nor --class-data-dir; its "
+                         "settings are key=value.")
+    recipe = judge_recipe(args.kind, args.overrides)
+    if isinstance(recipe, GPSClipRecipe):
+        from gps_guidance.gps_clip import train_gps_clip
+
+        out = train_gps_clip(args.dataset, args.out, recipe)
+    else:
+        from gps_guidance.image_text import train_clip
+
+        assert isinstance(recipe, ClipRecipe)
+        out = train_clip(args.dataset, args.out, recipe)
+    print(f"judge: {out}")
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
