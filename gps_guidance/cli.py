@@ -417,7 +417,7 @@ VERBS = {
     "caption": (_add_caption, _caption, "captions for a dataset by a model such as BLIP"),
     "geocode": (_add_geocode, _geocode, "addresses for a dataset by GeoPy, as the baseline has"),
     "takedown": (_add_takedown, _takedown, "remove the photos of an owner from a dataset"),
-    "train": (_add_train, _train, "a dataset -> a diffusion model"),
+    "train": (_add_train, _train, "a dataset -> a diffusion model, or a judge"),
     "push": (_add_push, _push, "a finished model -> the Hugging Face Hub, private by default"),
     "sample": (_add_sample, _sample, "images of a landmark by bearing"),
     "miniature": (_add_miniature, _miniature, "let tourists photograph a procedural tower or city"),
