@@ -145,7 +145,8 @@ def train_gps_clip(dataset: str | Path, output_dir: str | Path, recipe: GPSClipR
         raise ValueError(f"{dataset} has no bounds, over which GPS-CLIP normalises positions. Run "
                          "`gps-guidance ingest ... --bbox S,W,N,E` again.")
     kept, held = hold_out(photos, recipe)
-    model: Any = start_gps_clip(recipe, photos.bounds).to(start_device())
+    model: Any = start_gps_clip(recipe, photos.bounds)
+    model.to(start_device())
     known = None if tiny else in_batches(model.features, photos, np.arange(len(photos)))
 
     def batch_loss(picks: np.ndarray, rng: np.random.Generator) -> Tensor:

@@ -136,13 +136,12 @@ def prompt_place_leakage(places: ArrayLike) -> float:
     nothing about where (by chance a little below); 1: it decides alone. No two images may start
     from the same noise. ValueError for fewer than two prompts or seeds.
     """
-    read = np.asarray(places)
-    if read.ndim != 3 or read.shape[0] < 2 or read.shape[2] < 2 or read.shape[1] < 1:
-        raise ValueError(f"The places are of shape {read.shape}; give [prompts, positions, seeds], "
-                         "with at least two prompts and two seeds.")
-    _, read = np.unique(read, return_inverse=True)
-    read = read.reshape(np.shape(places))
-    prompts, positions, seeds = read.shape
+    shape = np.shape(places)
+    if len(shape) != 3 or min(shape) < 1 or shape[0] < 2 or shape[2] < 2:
+        raise ValueError(f"The places are of shape {shape}; give [prompts, positions, seeds], with "
+                         "at least two prompts and two seeds.")
+    prompts, positions, seeds = shape
+    read = np.unique(places, return_inverse=True)[1].reshape(shape)
     counts = (read[..., None] == np.arange(read.max() + 1)).sum(axis=2).astype(np.float64)
     pairs = np.einsum("pgc,qgc->pq", counts, counts) / positions  # of seeds that agree
     own = np.trace(pairs)
