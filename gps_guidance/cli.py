@@ -299,7 +299,12 @@ def _train(args: argparse.Namespace) -> None:
         print(f"classifier: {train_angle_classifier(args.dataset, args.out)}")
         return
     if args.kind in ("gps-clip", "clip"):
-        _train_judge(args)
+        from gps_guidance.judges import train_judge
+
+        if args.recipe or args.class_data_dir:
+            raise ValueError(f"train {args.kind} has neither --recipe nor --class-data-dir; its "
+                             "settings are key=value.")
+        print(f"judge: {train_judge(args.kind, args.dataset, args.out, args.overrides)}")
         return
     from accelerate import PartialState
 
@@ -310,25 +315,6 @@ def _train(args: argparse.Namespace) -> None:
     out = train_model(args.dataset, args.out, recipe, args.class_data_dir)
     if PartialState().is_main_process:  # of those of torchrun or `accelerate launch`
         print(f"model: {out}")
-
-
-def _train_judge(args: argparse.Namespace) -> None:
-    from gps_guidance.judge_recipe import ClipRecipe, GPSClipRecipe, judge_recipe
-
-    if args.recipe or args.class_data_dir:
-        raise ValueError(f"train {args.kind} has neither --recipe nor --class-data-dir; its "
-                         "settings are key=value.")
-    recipe = judge_recipe(args.kind, args.overrides)
-    if isinstance(recipe, GPSClipRecipe):
-        from gps_guidance.gps_clip import train_gps_clip
-
-        out = train_gps_clip(args.dataset, args.out, recipe)
-    else:
-        from gps_guidance.image_text import train_clip
-
-        assert isinstance(recipe, ClipRecipe)
-        out = train_clip(args.dataset, args.out, recipe)
-    print(f"judge: {out}")
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
