@@ -271,9 +271,11 @@ def _geocode(args: argparse.Namespace) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=["text", "gps", "angle", "classifier"],
+    parser.add_argument("kind",
+                        choices=["text", "gps", "angle", "classifier", "gps-clip", "clip"],
                         help="text: captions alone; gps: captions and positions of a city; angle: "
-                        "bearings around a landmark; classifier: a judge of bearings for it")
+                        "bearings around a landmark; judges: classifier of its bearings, gps-clip "
+                        "of positions, clip of captions (docs/evaluation.md)")
     parser.add_argument("dataset", help="folder written by `gps-guidance ingest`")
     parser.add_argument("--out", required=True, metavar="MODEL",
                         help="folder to write; for a classifier that of the angle model")
@@ -295,6 +297,14 @@ def _train(args: argparse.Namespace) -> None:
             raise ValueError("train classifier takes its settings from the angle model in --out: "
                              "give no recipe, key=value or --class-data-dir.")
         print(f"classifier: {train_angle_classifier(args.dataset, args.out)}")
+        return
+    if args.kind in ("gps-clip", "clip"):
+        from gps_guidance.judges import train_judge
+
+        if args.recipe or args.class_data_dir:
+            raise ValueError(f"train {args.kind} has neither --recipe nor --class-data-dir; its "
+                             "settings are key=value.")
+        print(f"judge: {train_judge(args.kind, args.dataset, args.out, args.overrides)}")
         return
     from accelerate import PartialState
 
@@ -393,7 +403,7 @@ VERBS = {
     "caption": (_add_caption, _caption, "captions for a dataset by a model such as BLIP"),
     "geocode": (_add_geocode, _geocode, "addresses for a dataset by GeoPy, as the baseline has"),
     "takedown": (_add_takedown, _takedown, "remove the photos of an owner from a dataset"),
-    "train": (_add_train, _train, "a dataset -> a diffusion model"),
+    "train": (_add_train, _train, "a dataset -> a diffusion model, or a judge"),
     "push": (_add_push, _push, "a finished model -> the Hugging Face Hub, private by default"),
     "sample": (_add_sample, _sample, "images of a landmark by bearing"),
     "miniature": (_add_miniature, _miniature, "let tourists photograph a procedural tower or city"),

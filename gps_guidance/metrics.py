@@ -1,11 +1,18 @@
-"""Numbers that say how good a picture or a 3D reconstruction is. Images are in [0, 1]."""
+"""Numbers that say how good a picture or a 3D reconstruction is. Images are in [0, 1].
+
+Those of the paper's tables are at the end; docs/evaluation.md has the protocol of each.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional as F
+
+from gps_guidance import geo
 
 
 def psnr_db(image: Tensor, truth: Tensor) -> float:
@@ -78,3 +85,82 @@ def bearing_match(images: Tensor, bearings: np.ndarray, photos: Tensor, photo_be
     bearing [B] in degrees that the image should have."""
     found = photo_bearings[nearest_photos(images, photos)]
     return float(np.mean(np.abs((found - bearings + 180.0) % 360.0 - 180.0) <= within_deg))
+
+
+def cosine_score(images: Tensor, others: Tensor) -> Tensor:
+    """Cosine x 100 [N] of embeddings of images [N, C] with those of their texts or positions.
+
+    The CLIP score of Tables 1 and 3, with CLIP's embeddings; the GPS score of Table 1, with
+    GPS-CLIP's (A.1.4).
+    """
+    return 100 * F.cosine_similarity(images.float(), others.float(), dim=-1)
+
+
+def average_score(clip_score: float, gps_score: float) -> float:
+    """"Avg" of Table 1: the mean of both."""
+    return (clip_score + gps_score) / 2
+
+
+def recall_at(scores: Tensor, right: Tensor, k: int = 1) -> float:
+    """R@k: the fraction of queries that have the right candidate among their k best.
+
+    ``scores`` [Q, C] of each query with each candidate, ``right`` [Q] the index of its own. Equal
+    scores are taken in random order, on average, so that a judge that sees no difference has
+    k / C. ValueError if there are not k candidates.
+    """
+    if not 1 <= k <= scores.shape[1]:
+        raise ValueError(f"k is {k}, but there are {scores.shape[1]} candidates; give 1 up to "
+                         "their number.")
+    own = scores.gather(1, right[:, None])
+    better, equal = (scores > own).sum(dim=1), (scores == own).sum(dim=1)
+    return float(((k - better) / equal).clamp(0, 1).mean())
+
+
+def retrieval_error_km(scores: Tensor, candidates: ArrayLike, positions: ArrayLike) -> np.ndarray:
+    """Kilometres [Q] from each query's best candidate to where it really is.
+
+    ``scores`` [Q, C] as in :func:`recall_at`, ``candidates`` [C, 2] and ``positions`` [Q, 2] as
+    (lat, lon) in degrees. Of equal scores the first counts.
+    """
+    best = scores.argmax(dim=1).cpu().numpy()
+    return np.asarray(geo.distance_m(np.asarray(candidates)[best], positions)) / 1000
+
+
+def prompt_place_leakage(places: ArrayLike) -> float:
+    """How much the text of a prompt changes which place is seen in the image (Sec. 4.2).
+
+    ``places`` [P, G, S] has the place, as a number, that a judge reads from the image of each of P
+    prompts at each of G positions with each of S seeds. It is how much more often two images of one
+    position differ in place if their prompts differ than if their seeds alone do: half the squared
+    distance between two prompts' distributions of places, estimated without bias. 0: the text says
+    nothing about where (by chance a little below); 1: it decides alone. No two images may start
+    from the same noise. ValueError for fewer than two prompts or seeds.
+    """
+    shape = np.shape(places)
+    if len(shape) != 3 or min(shape) < 1 or shape[0] < 2 or shape[2] < 2:
+        raise ValueError(f"The places are of shape {shape}; give [prompts, positions, seeds], with "
+                         "at least two prompts and two seeds.")
+    prompts, positions, seeds = shape
+    read = np.unique(places, return_inverse=True)[1].reshape(shape)
+    counts = (read[..., None] == np.arange(read.max() + 1)).sum(axis=2).astype(np.float64)
+    pairs = np.einsum("pgc,qgc->pq", counts, counts) / positions  # of seeds that agree
+    own = np.trace(pairs)
+    between = (pairs.sum() - own) / (prompts * (prompts - 1) * seeds**2)
+    within = (own - prompts * seeds) / (prompts * seeds * (seeds - 1))
+    return float(within - between)
+
+
+def bootstrap_interval(values: ArrayLike, seed: int, level: float = 0.95, resamples: int = 2000
+                       ) -> tuple[float, float]:
+    """Bounds of the mean of ``values`` [N], one for each seed or image: percentile bootstrap.
+
+    ``seed`` makes it repeatable. ValueError for fewer than two values, or one that is not finite.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or len(found) < 2 or not np.isfinite(found).all():
+        raise ValueError(f"An interval needs at least two finite values in a row; given are "
+                         f"{found.size} of shape {found.shape}.")
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(found, len(found)).mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

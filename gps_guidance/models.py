@@ -197,12 +197,12 @@ def load_model(name_or_path: str | Path, lora_weights: str | Path | None = None
         )
     safe: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
     model = DiffusionModel(
-        unet=_load_part(UNet2DConditionModel.from_pretrained, folder / "unet", **safe),
-        vae=_load_part(AutoencoderKL.from_pretrained, folder / "vae", **safe),
-        text_encoder=_load_part(CLIPTextModel.from_pretrained, folder / "text_encoder",
+        unet=load_part(UNet2DConditionModel.from_pretrained, folder / "unet", **safe),
+        vae=load_part(AutoencoderKL.from_pretrained, folder / "vae", **safe),
+        text_encoder=load_part(CLIPTextModel.from_pretrained, folder / "text_encoder",
                                 use_safetensors=True, dtype=torch.float32),
-        tokenizer=_load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
-        scheduler=_load_part(DDPMScheduler.from_pretrained, folder / "scheduler"),
+        tokenizer=load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
+        scheduler=load_part(DDPMScheduler.from_pretrained, folder / "scheduler"),
         gps_encoder=_load_encoder(_encoder_folder(folder, lora_weights)),
         path=str(name_or_path) if lora_weights is None else f"{name_or_path} with {lora_weights}",
     )
@@ -211,7 +211,9 @@ def load_model(name_or_path: str | Path, lora_weights: str | Path | None = None
     return model.freeze()
 
 
-def _load_part(from_pretrained: Callable[..., Any], folder: Path, **options: Any) -> Any:
+def load_part(from_pretrained: Callable[..., Any], folder: Path, **options: Any) -> Any:
+    """``from_pretrained(folder, **options)``; ValueError if the folder does not have what it reads.
+    """
     try:
         return from_pretrained(folder, **options)
     except (OSError, SafetensorError) as error:
@@ -264,7 +266,7 @@ def _load_encoder(folder: Path) -> AngleEncoder | GPSEncoder | None:
     if not (folder / "gps_encoder").is_dir():
         return load_lora_encoder(folder)
     kind = AngleEncoder if config["_class_name"] == AngleEncoder.__name__ else GPSEncoder
-    encoder: AngleEncoder | GPSEncoder = _load_part(
+    encoder: AngleEncoder | GPSEncoder = load_part(
         kind.from_pretrained, folder / "gps_encoder", use_safetensors=True,
         torch_dtype=torch.float32,
     )

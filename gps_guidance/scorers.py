@@ -1,8 +1,10 @@
-"""Models that judge images, with their fitting. Today: the bearing classifier of Table 2."""
+"""The judge of bearings of Table 2, with its fitting."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,15 @@ from gps_guidance.models import load_angle_encoder, save_module
 log = logging.getLogger(__name__)
 
 
+def convolutions(widths: Sequence[int]) -> nn.Sequential:
+    """Images [B, 3, H, W] -> maps [B, widths[-1], h, w], each layer half as large."""
+    layers: list[nn.Module] = []
+    for channels, width in pairwise([3, *widths]):
+        layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width),
+                   nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
 class AngleClassifier(ModelMixin, ConfigMixin):
     """Reads the bearing bin of a photo: images [B, 3, H, W] in [0, 1] -> logits [B, num_bins].
 
@@ -35,17 +46,8 @@ class AngleClassifier(ModelMixin, ConfigMixin):
     def __init__(self, num_bins: int = 36, widths: tuple[int, ...] = (24, 48, 96, 128),
                  accuracy: float = 0.0, within_one: float = 0.0, held_out: int = 0) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in widths:
-            layers += [
-                nn.Conv2d(channels, width, 3, stride=2, padding=1),
-                nn.GroupNorm(8, width),
-                nn.SiLU(),
-            ]
-            channels = width
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(channels * 4 * 4, num_bins)
+        self.features = convolutions(widths)
+        self.head = nn.Linear(widths[-1] * 4 * 4, num_bins)
 
     def forward(self, images: Tensor) -> Tensor:
         grid = F.adaptive_avg_pool2d(self.features(images * 2 - 1), 4)

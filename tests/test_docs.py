@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
+from gps_guidance.judge_recipe import JUDGES
 from gps_guidance.lift import report
 from gps_guidance.photos.columns import COLUMNS, RECORD
 from gps_guidance.photos.manifest import REASONS, REJECTED, SCHEMA
@@ -144,8 +145,8 @@ def test_the_encoders_configs_are_documented(kind, heading):
 def test_recipe_keys_on_the_pages_exist():
     for page in PAGES:
         for line in page.read_text("utf-8").splitlines():
-            for kind in re.findall(r"gps-guidance train (text|gps|angle)", line):
-                known = {field.name for field in dataclasses.fields(KINDS[kind])}
+            for kind in re.findall(r"gps-guidance train (text|gps|angle|gps-clip|clip) ", line):
+                known = {field.name for field in dataclasses.fields({**KINDS, **JUDGES}[kind])}
                 given = re.findall(r" (\w+)=", line)
                 assert set(given) <= known, f"{page.name}: {line}"
 

@@ -47,3 +47,84 @@ def test_bearing_match_finds_the_photo_despite_exposure() -> None:
     assert metrics.bearing_match(darker, bearings, photos, bearings) == 1.0
     assert metrics.bearing_match(darker, bearings + 30, photos, bearings) == 0.0
     assert metrics.bearing_match(darker, bearings + 350, photos, bearings) == 1.0
+
+
+def test_cosine_score_by_hand() -> None:
+    """3-4-5: cosines 0.6, 1 and -1; length does not count."""
+    images = torch.tensor([[3.0, 4.0], [1.0, 1.0], [0.0, 2.0]])
+    others = torch.tensor([[7.0, 0.0], [0.1, 0.1], [0.0, -5.0]])
+    assert metrics.cosine_score(images, others).tolist() == pytest.approx([60, 100, -100], abs=1e-4)
+
+
+@pytest.mark.parametrize(("clip", "gps", "average"), [
+    (18.77, 13.66, 16.22), (26.65, 4.25, 15.45), (29.13, 1.21, 15.17), (27.88, 8.15, 18.02)])
+def test_the_average_is_that_of_table_1(clip: float, gps: float, average: float) -> None:
+    assert metrics.average_score(clip, gps) == pytest.approx(average, abs=0.00501)
+
+
+def test_recall_by_hand() -> None:
+    """The right one is first, second and third of three."""
+    scores = torch.tensor([[9.0, 1.0, 2.0], [9.0, 8.0, 1.0], [9.0, 8.0, 1.0]])
+    right = torch.tensor([0, 1, 2])
+    assert [metrics.recall_at(scores, right, k) for k in (1, 2, 3)] == pytest.approx(
+        [1 / 3, 2 / 3, 1])
+
+
+def test_recall_of_a_judge_that_sees_no_difference_is_chance() -> None:
+    right = torch.tensor([0, 3, 1])
+    assert metrics.recall_at(torch.ones(3, 8), right, 2) == pytest.approx(2 / 8)
+    two_equal = torch.tensor([[5.0, 5.0, 1.0, 7.0]])  # one better, then a tie of two
+    found = [metrics.recall_at(two_equal, torch.tensor([0]), k) for k in (1, 2, 3)]
+    assert found == [0, 0.5, 1]
+    with pytest.raises(ValueError, match="k is 9, but there are 8 candidates"):
+        metrics.recall_at(torch.ones(3, 8), right, 9)
+
+
+def test_retrieval_error_in_km() -> None:
+    """A minute of arc along the equator is 1.855 km, on the WGS 84 ellipsoid."""
+    candidates = np.array([(0.0, 0.0), (0.0, 1 / 60), (1.0, 1.0)])
+    scores = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
+    error = metrics.retrieval_error_km(scores, candidates, [(0.0, 0.0), (0.0, 1 / 60)])
+    assert error == pytest.approx([6378.137 * np.pi / 180 / 60, 0], abs=1e-6)
+
+
+def test_leakage_of_a_prompt_that_decides_alone_and_of_one_that_does_not() -> None:
+    decides = np.broadcast_to(np.array([4, 7, 9])[:, None, None], (3, 5, 2))
+    assert metrics.prompt_place_leakage(decides) == 1
+    obeys = np.broadcast_to(np.arange(5)[None, :, None], (3, 5, 2))
+    assert metrics.prompt_place_leakage(obeys) == 0
+
+
+def test_leakage_by_hand() -> None:
+    """One position and two prompts. Seeds are read as (A, A) and (A, B): of the 4 pairs between
+    prompts 2 differ, of the 2 pairs within them 1."""
+    assert metrics.prompt_place_leakage([[[0, 0]], [[0, 1]]]) == pytest.approx(2 / 4 - 1 / 2)
+    places = [[[0, 0, 0]], [[1, 1, 0]]]  # between: 6 of 9 differ; within: 2 of 6
+    assert metrics.prompt_place_leakage(places) == pytest.approx(6 / 9 - 2 / 6)
+
+
+def test_leakage_of_noise_is_zero_on_average() -> None:
+    rng = np.random.default_rng(0)
+    found = [metrics.prompt_place_leakage(rng.integers(4, size=(3, 6, 2))) for _ in range(400)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / 20
+    with pytest.raises(ValueError, match=r"shape \(3, 6, 1\)"):
+        metrics.prompt_place_leakage(np.zeros((3, 6, 1)))
+
+
+def test_the_bootstrap_by_hand() -> None:
+    """Of 0 and 1, the mean of two draws is 0 or 1 with probability 1/4 each: at 95 % both are
+    within the interval, at 40 % (30 % off on each side) neither is."""
+    assert metrics.bootstrap_interval([0, 1], seed=0) == (0, 1)
+    assert metrics.bootstrap_interval([0, 1], seed=0, level=0.4) == (0.5, 0.5)
+    assert metrics.bootstrap_interval([3.5] * 4, seed=0) == (3.5, 3.5)
+
+
+def test_the_bootstrap_of_many_is_that_of_a_normal_mean() -> None:
+    values = np.random.default_rng(1).normal(10, 2, 400)
+    low, high = metrics.bootstrap_interval(values, seed=2)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+    assert metrics.bootstrap_interval(values, seed=2) == (low, high)
+    for wrong in ([1.0], [], [1.0, np.nan], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="at least two finite values"):
+            metrics.bootstrap_interval(wrong, seed=0)
