@@ -22,13 +22,14 @@ LANDMARK = "Leaning Tower of Pisa"
 
 
 def build_unet(narrower: int = 1) -> Any:
-    """An untrained UNet with v1.4's config, channels ``narrower`` times fewer; on the present
-    default device."""
+    """An untrained UNet with v1.4's config, channels and heads ``narrower`` times fewer; on the
+    present default device."""
     from diffusers import UNet2DConditionModel
 
     channels = tuple(width // narrower for width in (320, 640, 1280, 1280))
     return UNet2DConditionModel(sample_size=64, cross_attention_dim=768 // narrower,
-                                attention_head_dim=8, block_out_channels=channels,
+                                attention_head_dim=8 // narrower,  # how many heads there are
+                                block_out_channels=channels,
                                 norm_num_groups=32 // narrower)
 
 

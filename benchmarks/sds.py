@@ -4,8 +4,8 @@
 
 FOLDER is an untouched clone of threestudio (commit 28d9d80) with the packages of
 `pip install "gps-guidance[threestudio]"`; without it one is cloned under outputs/. The model is
-Stable Diffusion v1.4 with an eighth of its channels and random weights, so that the shares of UNet
-and VAE are v1.4's; an angle model of it works at 256 pixels. Both use it in 32 bits, at batch 1, on
+Stable Diffusion v1.4 with a quarter of its channels and heads and random weights, so that the shares
+of UNet and VAE are about v1.4's; an angle model of it works at 256 pixels. Both use it in 32 bits, at batch 1, on
 renders of 64 pixels, and take turns, so that a machine that grows slower or faster does not matter.
 
 - The guidance alone, in one process: threestudio's stock guidance always works at 512 pixels and
@@ -41,7 +41,7 @@ COMMIT = "28d9d80"
 REPOSITORY = "https://github.com/threestudio-project/threestudio"
 CONFIG = Path(__file__).with_name("sds.yaml")
 HOST = Path(__file__).with_name("sds_host.py")
-GUIDANCE_TURNS, STEP_TURNS, NARROWER = 10, 3, 8
+GUIDANCE_TURNS, STEP_TURNS, NARROWER = 7, 3, 4
 OURS = ["system.guidance_type=gps-sds-guidance",
         "system.prompt_processor_type=gps-prompt-processor",
         "system.prompt_processor.prompt=null"]
