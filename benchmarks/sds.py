@@ -4,9 +4,10 @@
 
 FOLDER is an untouched clone of threestudio (commit 28d9d80) with the packages of
 `pip install "gps-guidance[threestudio]"`; without it one is cloned under outputs/. The model is
-Stable Diffusion v1.4 with a quarter of its channels and heads and random weights, so that the shares
-of UNet and VAE are about v1.4's; an angle model of it works at 256 pixels. Both use it in 32 bits, at batch 1, on
-renders of 64 pixels, and take turns, so that a machine that grows slower or faster does not matter.
+Stable Diffusion v1.4 with a quarter of its channels and heads and random weights, so that the
+shares of UNet and VAE are about v1.4's (at an eighth, attention is too much of it); an angle model
+of it works at 256 pixels. Both use it in 32 bits, at batch 1, on renders of 64 pixels, and take
+turns, so that a machine that grows slower or faster does not matter.
 
 - The guidance alone, in one process: threestudio's stock guidance always works at 512 pixels and
   always decodes. No stand-in is involved.
