@@ -52,12 +52,13 @@ def sample_texts(model: DiffusionModel, prompts: list[str], size: tuple[int, int
                    guidance_scale=1 + guidance_scale, num_inference_steps=num_inference_steps)
 
 
-def sample_gps(model: DiffusionModel, prompts: list[str], gps: Sequence[tuple[float, float]],
-               size: tuple[int, int], guidance_scale: float = 3.5, gps_guidance_scale: float = 7.5,
+def sample_gps(model: DiffusionModel, prompts: list[str] | None,
+               gps: Sequence[tuple[float, float]], size: tuple[int, int],
+               guidance_scale: float = 3.5, gps_guidance_scale: float = 7.5,
                num_inference_steps: int = 50, seed: int = 0) -> Tensor:
     """One image for each prompt and its (lat, lon) in degrees by Eq. 4, [B, 3, H, W] in [0, 1].
 
-    ``guidance_scale`` is w_p, ``gps_guidance_scale`` is w_g. ValueError for a position outside the
+    ``guidance_scale`` is w_p, ``gps_guidance_scale`` is w_g. ``prompts`` None: of the places alone. ValueError for a position outside the
     model's bounds.
     """
     return _sample(StableDiffusionGPSPipeline, model, prompts, seed, size, gps=list(gps),

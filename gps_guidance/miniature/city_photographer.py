@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +66,14 @@ def _stand(rng: np.random.Generator) -> np.ndarray:
             return at
 
 
-def _see(rng: np.random.Generator, place: str) -> Scene:
+def _see(rng: np.random.Generator, place: str, every_pair: bool) -> Scene:
     if place in ARTS:
         weather = None
     else:
         weather = str(rng.choice(WEATHERS, p=WEATHER_PARTS))
         if rng.random() < VIEW_PART:
             return Scene(place, None, None, weather)
-    allowed = [thing for thing in OBJECTS if (thing, place) not in HELD_OUT]
+    allowed = [thing for thing in OBJECTS if every_pair or (thing, place) not in HELD_OUT]
     return Scene(place, str(rng.choice(allowed)), str(rng.choice(list(COLOURS))), weather)
 
 
@@ -90,22 +91,22 @@ def _time(rng: np.random.Generator, weather: str | None) -> str:
     return f"2024:{month:02d}:{rng.integers(1, 29):02d} {hour:02d}:{rng.integers(60):02d}:00"
 
 
-def plan_city_shot(rng: np.random.Generator) -> CityShot:
-    """Draw one photo: many stand at the sights, the rest anywhere; pairs of HELD_OUT are never
-    seen."""
+def plan_city_shot(rng: np.random.Generator, every_pair: bool = False) -> CityShot:
+    """Draw one photo: many stand at the sights, the rest anywhere. Pairs of HELD_OUT are seen by
+    ``every_pair`` alone."""
     grid = _stand(rng)
     position = from_grid(grid)
-    scene = _see(rng, str(place_of(position)))
+    scene = _see(rng, str(place_of(position)), every_pair)
     noisy = geo.local_m(position, CENTER) + rng.normal(0, GPS_NOISE_M, 2)
     lat, lon = geo.from_local_m(noisy, CENTER)
     return CityShot((float(position[0]), float(position[1])), (float(lat), float(lon)), scene,
                     _beyond(rng, grid, scene.place), _time(rng, scene.weather))
 
 
-def _take(job: Job) -> dict[str, object]:
+def _take(job: Job, every_pair: bool) -> dict[str, object]:
     seed, index, folder = job
     rng = np.random.default_rng((seed, index))
-    shot = plan_city_shot(rng)
+    shot = plan_city_shot(rng, every_pair)
     scene = shot.scene
     pixels = draw_scene(scene.place, scene.object, scene.colour, scene.weather, rng, PHOTO_SIZE,
                         shot.beyond)
@@ -120,11 +121,14 @@ def _take(job: Job) -> dict[str, object]:
 
 
 def take_city_photos(
-    folder: str | Path, count: int = 3000, seed: int = 0, processes: int = 1
+    folder: str | Path, count: int = 3000, seed: int = 0, processes: int = 1,
+    every_pair: bool = False,
 ) -> Path:
     """Write ``count`` photos under ``folder``, and what each truly shows in ``truth.json``.
 
     A photo is 96 px square and carries GPS with an error of some metres, time and caption. Photo
     ``i`` depends on (seed, i) alone, so any number of processes writes the same files.
+    ``every_pair`` has objects in the places of HELD_OUT too: an album for judges, not for models.
     """
-    return write_album(_take, folder, count, seed, processes, "the city", "lat, lon in degrees")
+    return write_album(partial(_take, every_pair=every_pair), folder, count, seed, processes,
+                       "the city", "lat, lon in degrees")

@@ -1,0 +1,1 @@
+"""``gps-guidance reproduce``: the paper's tables, ablations and figures, at either scale."""
