@@ -1,0 +1,1 @@
+"""The verbs of ``gps-guidance``, by what they work on."""
