@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gps_guidance.commands import data, models
+from gps_guidance.commands import data, evaluation, models
 
-VERBS = {**data.VERBS, **models.VERBS}
+VERBS = {**data.VERBS, **models.VERBS, **evaluation.VERBS}
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 130
 
 

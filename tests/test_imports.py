@@ -23,7 +23,7 @@ LEVELS = {
     "metrics": 3, "viz": 3, "lift.system": 3,
     "lift.engine": 3, "lift.report": 3, "lift.callbacks": 3, "lift.plan": 3, "miniature": 3,
     "lift.threestudio": 3, "nocompile": 3, "extension": 3,
-    "commands": 4,
+    "reproduce": 3, "reproduce.settings": 1, "commands": 4,
     "cli": 5, "demo": 5, "__main__": 5,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +16,7 @@ from gps_guidance.reproduce import (
 from gps_guidance.reproduce.outcome import Outcome
 from gps_guidance.reproduce.report import write_report
 from gps_guidance.reproduce.settings import Settings, load_settings
-from gps_guidance.reproduce.work import Work
+from gps_guidance.reproduce.work import Done, Unit, Work
 
 log = logging.getLogger(__name__)
 
@@ -44,28 +44,34 @@ def reproduce(names: Sequence[str], out: str | Path, scale: str = "miniature",
     if processes is None:
         processes = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     work = Work(folder / "work", processes)
+    units = {name: EXPERIMENTS[name].units(settings) for name in EXPERIMENTS}
+    chosen = [name for name in EXPERIMENTS if not names or name in names]
+    # the page also shows what an earlier call has made
+    chosen += [name for name in EXPERIMENTS if name not in chosen and all(map(work.found,
+                                                                              units[name]))]
+    done = work.run(unit for name in chosen for unit in units[name])
     outcomes: dict[str, Outcome] = {}
     missing = []
-    chosen = [name for name in EXPERIMENTS if not names or name in names]
-    units = {name: EXPERIMENTS[name].units(settings) for name in chosen}
-    done = work.run(unit for name in chosen for unit in units[name])
-    for name in chosen:
+    for name in sorted(chosen, key=list(EXPERIMENTS).index):
         failed = [f"{unit.name}: {done[unit.name].error}" for unit in units[name]
                   if done[unit.name].error]
         if failed:
             missing.append(f"{name} is not made. {' '.join(failed)}")
             continue
-        outcome = EXPERIMENTS[name].outcome(settings, work, done)
-        outcome.seconds = sum(done[unit.name].seconds for unit in units[name])
-        if outcome.table is not None:
-            outcome.table.write(folder)
-        outcomes[name] = outcome
+        outcomes[name] = _finish(name, settings, work, units[name], done)
     log.info("Open %s", write_report(folder, settings.scale, outcomes))
     return missing
 
 
-def claims(outcomes: dict[str, Outcome]) -> Iterator[str]:
-    """One line for each claim."""
-    for name, outcome in outcomes.items():
-        for claim in outcome.claims:
-            yield f"{name}: {'holds' if claim.holds else 'DOES NOT HOLD'}: {claim.text}"
+def _finish(name: str, settings: Settings, work: Work, units: Sequence[Unit],
+            done: Mapping[str, Done]) -> Outcome:
+    """The outcome of an experiment whose units are done; its table is written, its claims told."""
+    outcome: Outcome = EXPERIMENTS[name].outcome(settings, work, done)
+    outcome.seconds = sum(done[unit.name].seconds for unit in units)
+    if outcome.table is not None:
+        outcome.table.write(work.folder.parent)
+    for claim in outcome.claims:
+        log.info("%s: %s: %s (%s)", name, "holds" if claim.holds else "does not hold", claim.text,
+                 claim.evidence)
+    return outcome
+
