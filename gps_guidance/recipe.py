@@ -22,7 +22,8 @@ class Recipe:
     """What the recipes of all kinds share; diffusers' names where it has them.
 
     ``base`` is a model folder in diffusers' layout, or "tiny" for our small networks from scratch,
-    whose VAE is then trained first (the ``vae_*`` settings).
+    whose VAE is then trained first (the ``vae_*`` settings), or is that of another model,
+    ``pretrained_vae_model_name_or_path``.
     """
 
     kind: ClassVar[str]
@@ -69,6 +70,7 @@ class Recipe:
     lora_target_modules: list[str] = field(  # of the UNet
         default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     train_text_encoder: bool = False  # by LoRA where the UNet is; with base "tiny" always
+    pretrained_vae_model_name_or_path: str | None = None  # a model's folder; null: train one
     vae_steps: int = 1500
     vae_batch_size: int = 16
     vae_learning_rate: float = 3e-3
@@ -112,6 +114,9 @@ class Recipe:
         if self.report_to not in ("none", "tensorboard", "wandb"):
             raise ValueError(f"The recipe's report_to is {self.report_to!r}; it must be none, "
                              "tensorboard or wandb.")
+        if self.pretrained_vae_model_name_or_path and self.base != "tiny":
+            raise ValueError("The recipe has pretrained_vae_model_name_or_path, but its base is "
+                             f"{self.base!r}, which has a VAE: leave one of them out.")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise ValueError(f"The recipe's snr_gamma is {self.snr_gamma}; it must be above 0, or "
                              "null for equal weights.")
@@ -271,7 +276,7 @@ def load_recipe(name_or_path: str | None = None, overrides: list[str] | None = N
 
 def shareable(settings: dict[Any, Any]) -> dict[str, Any]:
     """The settings of a recipe, of folders the name alone: what may leave this machine."""
-    folders = ("base", "cache_dir", "logging_dir")
+    folders = ("base", "cache_dir", "logging_dir", "pretrained_vae_model_name_or_path")
     return {key: Path(value).name if key in folders and value else value
             for key, value in settings.items()}
 

@@ -58,8 +58,8 @@ def sample_gps(model: DiffusionModel, prompts: list[str] | None,
                num_inference_steps: int = 50, seed: int = 0) -> Tensor:
     """One image for each prompt and its (lat, lon) in degrees by Eq. 4, [B, 3, H, W] in [0, 1].
 
-    ``guidance_scale`` is w_p, ``gps_guidance_scale`` is w_g. ``prompts`` None: of the places alone. ValueError for a position outside the
-    model's bounds.
+    ``guidance_scale`` is w_p, ``gps_guidance_scale`` is w_g. Without ``prompts`` the images are of
+    the places alone. ValueError for a position outside the model's bounds.
     """
     return _sample(StableDiffusionGPSPipeline, model, prompts, seed, size, gps=list(gps),
                    guidance_scale=guidance_scale, gps_guidance_scale=gps_guidance_scale,

@@ -81,7 +81,7 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
     model = _start_model(recipe, conditions)
     model.to(accelerator.device)
     courses: list[Course] = []
-    if recipe.base == "tiny":
+    if recipe.base == "tiny" and recipe.pretrained_vae_model_name_or_path is None:
         courses += _train_vae(model, photos, recipe, out, accelerator)
     prior, prior_images = None, None
     if isinstance(recipe, AngleRecipe) and recipe.with_prior_preservation:
@@ -137,6 +137,8 @@ def _start_model(recipe: Recipe, conditions: Conditions) -> DiffusionModel:
     if recipe.base == "tiny":
         encoder = conditions.encoder(TEXT_DIM)  # first: the order decides the random weights
         model = tiny_model(conditions.words, encoder)
+        if recipe.pretrained_vae_model_name_or_path:
+            model.vae = load_model(recipe.pretrained_vae_model_name_or_path).vae
     else:
         model = load_model(recipe.base)
         model.gps_encoder = conditions.encoder(model.unet.config.cross_attention_dim)

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from gps_guidance.miniature.city import (
-    ARTS,
     COLOURS,
     LANDMARKS,
     OBJECTS,
@@ -83,7 +82,8 @@ def draw_scenes(rng: np.random.Generator, count: int, size: int) -> tuple[Tensor
                       None if bare else str(rng.choice(list(COLOURS))),
                       str(rng.choice(WEATHERS)) if outdoors else None)
         streets = outdoors and place not in LANDMARKS
-        beyond = str(rng.choice(list(LANDMARKS))) if streets and rng.random() < BEYOND_PART else None
+        seen = streets and rng.random() < BEYOND_PART
+        beyond = str(rng.choice(list(LANDMARKS))) if seen else None
         scenes.append(scene)
         pictures.append(draw_scene(place, scene.object, scene.colour, scene.weather, rng, size,
                                    beyond))

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from gps_guidance.reproduce import (
+    ablation_geo,
     table1,
 )
 from gps_guidance.reproduce.outcome import Outcome
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 # Each has units(settings) -> list[Unit], and outcome(settings, work, done) -> Outcome of theirs.
 EXPERIMENTS: dict[str, ModuleType] = {
     "table1": table1,
+    "ablation-geo": ablation_geo,
 }
 
 

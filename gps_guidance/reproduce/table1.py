@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -50,7 +50,8 @@ def units(settings: Settings) -> list[Unit]:
 
 
 def outcome(settings: Settings, work: Work, done: Mapping[str, Done]) -> Outcome:
-    rows = {method: method_scores(settings, method, done) for method in TITLES}
+    rows = {method: method_scores(settings.cities, settings.seeds, method, done)
+            for method in TITLES}
     del rows["without-text"]["clip"], rows["without-text"]["average"]  # there is no text to suit
     for key in ("object", "unseen_object"):
         rows["without-text"].pop(key, None)
@@ -67,12 +68,13 @@ def outcome(settings: Settings, work: Work, done: Mapping[str, Done]) -> Outcome
     ])
 
 
-def method_scores(settings: Settings, method: str, done: Mapping[str, Done]) -> dict[str, Score]:
+def method_scores(cities: Sequence[City], seeds: Sequence[int], method: str,
+                  done: Mapping[str, Done]) -> dict[str, Score]:
     """The scores of one method over every city, pair and seed."""
     values: dict[str, list[float]] = {key: [] for key in COLUMNS}
-    for city in settings.cities:
+    for city in cities:
         pairs = load_pairs(city.pairs)
-        for unit in method_units(city, [method], settings.seeds):
+        for unit in method_units(city, [method], seeds):
             result: Any = done[unit.name].result
             values["clip"] += result["clip"]
             values["gps"] += result["gps"]
