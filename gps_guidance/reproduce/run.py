@@ -11,8 +11,11 @@ from types import ModuleType
 import torch
 
 from gps_guidance.reproduce import (
+    ablation_3d,
     ablation_geo,
+    fig8,
     table1,
+    table3,
 )
 from gps_guidance.reproduce.outcome import Outcome
 from gps_guidance.reproduce.report import write_report
@@ -24,7 +27,10 @@ log = logging.getLogger(__name__)
 # Each has units(settings) -> list[Unit], and outcome(settings, work, done) -> Outcome of theirs.
 EXPERIMENTS: dict[str, ModuleType] = {
     "table1": table1,
+    "table3": table3,
     "ablation-geo": ablation_geo,
+    "ablation-3d": ablation_3d,
+    "fig8": fig8,
 }
 
 

@@ -1,0 +1,135 @@
+"""3D runs of a landmark by any method, and their scores by one judge."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gps_guidance.image_text import load_image_text_scorer
+from gps_guidance.lift.export import image_grid, to_uint8, write_png
+from gps_guidance.lift.report import photo_camera, render_view
+from gps_guidance.lift.trial import clip_score_of_views, load_trial
+from gps_guidance.miniature import truth
+from gps_guidance.miniature.worlds import LANDMARKS
+from gps_guidance.models import resolve_model
+from gps_guidance.reproduce.outcome import Score
+from gps_guidance.reproduce.settings import Landmark
+from gps_guidance.reproduce.work import Done, Unit
+from gps_guidance.scorers import AngleClassifier
+
+VIEWS = 12  # of a strip around the landmark
+LAUNCH = "import sys; from gps_guidance.lift.engine import launch; sys.exit(launch(sys.argv[1:]))"
+LAUNCH_STOPPED = 130
+# What of a run's scores tables show, in percent where the scale is 100.
+SCORES = {"clip": 1.0, "mask_iou": 100.0, "occupancy_iou": 100.0, "bearing_within_one_bin": 100.0,
+          "psnr_db": 1.0, "ssim": 100.0, "chamfer_m": 1.0, "angular_error_deg": 1.0,
+          "aligned_mask_iou": 100.0, "aligned_occupancy_iou": 100.0,
+          "aligned_bearing_within_one_bin": 100.0}
+COLUMNS = {
+    "clip": "CLIP score", "mask_iou": "mask IoU, %", "occupancy_iou": "occupancy IoU, %",
+    "bearing_within_one_bin": "right bearing, %", "psnr_db": "PSNR, dB", "ssim": "SSIM, %",
+    "chamfer_m": "Chamfer distance, m", "angular_error_deg": "turned by, deg",
+    "aligned_mask_iou": "mask IoU after the best turn, %",
+    "aligned_occupancy_iou": "occupancy IoU after it, %",
+    "aligned_bearing_within_one_bin": "right bearing after it, %",
+}
+
+
+def method_units(landmark: Landmark, method: str, seeds: Iterable[int]) -> list[Unit]:
+    """A unit for each seed of a method that the landmark's settings have; none otherwise."""
+    changes: list[str] = []
+    config = landmark.config
+    if method in ("view-prompts", "perp-neg"):
+        config = (landmark.view_prompts_config if method == "view-prompts"
+                  else landmark.perp_neg_config)
+        changes = [f"system.guidance.pretrained_model_name_or_path={landmark.text_model}"]
+    elif method == "no-angle":
+        changes = ["system.guidance.angle_dropout=1"]
+    elif method == "no-prior":
+        if landmark.no_prior_model is None:
+            return []
+        changes = [f"system.guidance.pretrained_model_name_or_path={landmark.no_prior_model}"]
+    if landmark.config is None or config is None:
+        return []
+    place = landmark.name.lower().replace(" ", "-")
+    return [Unit(f"{place}/{method}-{seed}", lift,
+                 {"landmark": asdict(landmark), "config": config, "changes": changes, "seed": seed})
+            for seed in seeds]
+
+
+def lift(folder: Path, landmark: dict[str, Any], config: str, changes: list[str], seed: int
+         ) -> dict[str, float]:
+    """Run ``launch.py`` with a config and score what it grew; ``trial/run`` is its folder, views.png
+    a strip of bearings. It goes on from its last checkpoint."""
+    where = Landmark(**landmark)
+    trial = folder / "trial" / "run"
+    resume = []
+    if (trial / "ckpts" / "last.ckpt").is_file():
+        resume = [f"resume={trial / 'ckpts' / 'last.ckpt'}"]
+    else:
+        shutil.rmtree(trial, ignore_errors=True)
+    words = ["--config", config, "--train", "--engine", "portable", f"exp_root_dir={folder}",
+             "name=trial", "tag=run", "use_timestamp=false", f"seed={seed}", *where.overrides,
+             *changes, *resume]
+    with open(folder / "launch.log", "w", encoding="utf-8") as log:
+        code = subprocess.run([sys.executable, "-c", LAUNCH, *words], stdout=log, stderr=log,
+                              check=False).returncode
+    if code == LAUNCH_STOPPED:
+        raise KeyboardInterrupt
+    if code:
+        raise ValueError(f"launch.py {' '.join(words)} ended with {code}: see "
+                         f"{folder / 'launch.log'}.")
+    return score_trial(folder, where)
+
+
+@torch.no_grad()
+def score_trial(folder: Path, landmark: Landmark) -> dict[str, float]:
+    """The scores of a finished trial: against the exact truth where the landmark has one, and by
+    CLIP where there is a judge."""
+    system, plan = load_trial(folder / "trial" / "run")
+    data = plan.parts["data"][1]
+
+    def view(c2w: Tensor, fovy: float, height: int, width: int) -> dict[str, Tensor]:
+        return render_view(system, c2w, fovy, height, width)
+
+    found: dict[str, float] = {}
+    if landmark.name in LANDMARKS:
+        found |= truth.score(LANDMARKS[landmark.name], view, system.geometry.forward_density,
+                             float(system.geometry.cfg.radius), classifier=classifier_of(landmark))
+    if landmark.clip is not None:
+        scorer = load_image_text_scorer(landmark.clip)
+        found["clip"] = clip_score_of_views(system, data, scorer, landmark.name)
+    strip = [view(*photo_camera(data, 360.0 / VIEWS * k), 96, 96)["rgb"] for k in range(VIEWS)]
+    write_png(folder / "views.png", image_grid([to_uint8(rgb) for rgb in strip], VIEWS))
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def classifier_of(landmark: Landmark) -> AngleClassifier | None:
+    """The judge of the landmark's bearings, None if there is none."""
+    folder = Path(landmark.classifier or resolve_model(landmark.model) / "angle_classifier")
+    if not folder.is_dir():
+        return None
+    return AngleClassifier.from_pretrained(folder, use_safetensors=True).float().eval()
+
+
+def method_scores(landmarks: Iterable[Landmark], method: str, seeds: list[int],
+                  done: Mapping[str, Done]) -> dict[str, Score]:
+    """The scores of one method over landmarks and seeds; empty if none was run by it."""
+    results = [done[unit.name].result for landmark in landmarks
+               for unit in method_units(landmark, method, seeds)]
+    found: dict[str, Score] = {}
+    for key, scale in SCORES.items():
+        values = [scale * result[key] for result in results
+                  if result is not None and np.isfinite(result.get(key, np.nan))]
+        if values:
+            found[key] = Score.of(values)
+    return found
