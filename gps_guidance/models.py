@@ -198,7 +198,7 @@ def load_model(name_or_path: str | Path, lora_weights: str | Path | None = None
     safe: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
     model = DiffusionModel(
         unet=load_part(UNet2DConditionModel.from_pretrained, folder / "unet", **safe),
-        vae=load_part(AutoencoderKL.from_pretrained, folder / "vae", **safe),
+        vae=load_vae(folder),
         text_encoder=load_part(CLIPTextModel.from_pretrained, folder / "text_encoder",
                                 use_safetensors=True, dtype=torch.float32),
         tokenizer=load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
@@ -209,6 +209,15 @@ def load_model(name_or_path: str | Path, lora_weights: str | Path | None = None
     if lora_weights is not None:
         merge_lora(model.modules(), lora_weights)
     return model.freeze()
+
+
+def load_vae(name_or_path: str | Path) -> AutoencoderKL:
+    """The VAE alone of a model folder or a bundled model, float32 on the CPU."""
+    vae: AutoencoderKL = load_part(
+        AutoencoderKL.from_pretrained, resolve_model(name_or_path) / "vae",
+        use_safetensors=True, torch_dtype=torch.float32,
+    )
+    return vae
 
 
 def load_part(from_pretrained: Callable[..., Any], folder: Path, **options: Any) -> Any:

@@ -22,8 +22,9 @@ class Recipe:
     """What the recipes of all kinds share; diffusers' names where it has them.
 
     ``base`` is a model folder in diffusers' layout, or "tiny" for our small networks from scratch,
-    whose VAE is then trained first (the ``vae_*`` settings), or is that of another model,
-    ``pretrained_vae_model_name_or_path``.
+    whose VAE is then trained first (the ``vae_*`` settings). With
+    ``pretrained_vae_model_name_or_path``, a folder as ``base`` is or the name of a bundled model,
+    they start with its VAE instead, which is trained on unless ``vae_steps`` is 0.
     """
 
     kind: ClassVar[str]
@@ -70,7 +71,7 @@ class Recipe:
     lora_target_modules: list[str] = field(  # of the UNet
         default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     train_text_encoder: bool = False  # by LoRA where the UNet is; with base "tiny" always
-    pretrained_vae_model_name_or_path: str | None = None  # a model's folder; null: train one
+    pretrained_vae_model_name_or_path: str | None = None  # null: a VAE from scratch
     vae_steps: int = 1500
     vae_batch_size: int = 16
     vae_learning_rate: float = 3e-3
@@ -114,9 +115,6 @@ class Recipe:
         if self.report_to not in ("none", "tensorboard", "wandb"):
             raise ValueError(f"The recipe's report_to is {self.report_to!r}; it must be none, "
                              "tensorboard or wandb.")
-        if self.pretrained_vae_model_name_or_path and self.base != "tiny":
-            raise ValueError("The recipe has pretrained_vae_model_name_or_path, but its base is "
-                             f"{self.base!r}, which has a VAE: leave one of them out.")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise ValueError(f"The recipe's snr_gamma is {self.snr_gamma}; it must be above 0, or "
                              "null for equal weights.")
@@ -135,6 +133,14 @@ class Recipe:
             raise ValueError(f"The recipe's lora_rank is {self.lora_rank} and lora_alpha "
                              f"{self.lora_alpha}: a rank is at least 1, or 0 for full fine-tuning, "
                              "and alpha at least 1, or null for the rank.")
+        vae = self.pretrained_vae_model_name_or_path
+        if vae is not None and self.base != "tiny":
+            raise ValueError(f"The recipe's pretrained_vae_model_name_or_path is {vae!r}, but the "
+                             f"base {self.base} has a VAE: leave it null, or set base to tiny.")
+        if self.base == "tiny" and self.vae_steps < 1 and vae is None:
+            raise ValueError(f"The recipe's vae_steps is {self.vae_steps}, but the VAE of base: "
+                             "tiny has learned nothing yet: give it steps, or a "
+                             "pretrained_vae_model_name_or_path.")
         if self.lora_rank and self.base == "tiny":
             raise ValueError(f"The recipe's lora_rank is {self.lora_rank}, but the networks of "
                              "base: tiny have learned nothing yet: set it to 0, or give a base.")

@@ -38,7 +38,14 @@ from gps_guidance.loop import Batch, Course, Run, start_accelerator, step_seed
 from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE
 from gps_guidance.lora_training import add_lora, lora_layers, save_lora
 from gps_guidance.miniature.nets import TEXT_DIM, tiny_model
-from gps_guidance.models import PARTS, PIPELINES, DiffusionModel, load_model, save_module
+from gps_guidance.models import (
+    PARTS,
+    PIPELINES,
+    DiffusionModel,
+    load_model,
+    load_vae,
+    save_module,
+)
 from gps_guidance.photos.manifest import write_whole
 from gps_guidance.recipe import AngleRecipe, Recipe
 from gps_guidance.sampling import sample_texts
@@ -81,7 +88,7 @@ def train_model(dataset: str | Path, output_dir: str | Path, recipe: Recipe,
     model = _start_model(recipe, conditions)
     model.to(accelerator.device)
     courses: list[Course] = []
-    if recipe.base == "tiny" and recipe.pretrained_vae_model_name_or_path is None:
+    if recipe.base == "tiny" and recipe.vae_steps:
         courses += _train_vae(model, photos, recipe, out, accelerator)
     prior, prior_images = None, None
     if isinstance(recipe, AngleRecipe) and recipe.with_prior_preservation:
@@ -137,8 +144,8 @@ def _start_model(recipe: Recipe, conditions: Conditions) -> DiffusionModel:
     if recipe.base == "tiny":
         encoder = conditions.encoder(TEXT_DIM)  # first: the order decides the random weights
         model = tiny_model(conditions.words, encoder)
-        if recipe.pretrained_vae_model_name_or_path:
-            model.vae = load_model(recipe.pretrained_vae_model_name_or_path).vae
+        if recipe.pretrained_vae_model_name_or_path is not None:
+            model.vae = load_vae(recipe.pretrained_vae_model_name_or_path)
     else:
         model = load_model(recipe.base)
         model.gps_encoder = conditions.encoder(model.unet.config.cross_attention_dim)

@@ -96,8 +96,11 @@ def _sample(args: argparse.Namespace) -> None:
 
 def _add_miniature(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of JPEG files")
-    parser.add_argument("--world", choices=["landmark", "city"], default="landmark",
-                        help="the leaning tower, or the city with captioned photos")
+    parser.add_argument("--world", default="landmark", choices=["landmark", "arch", "monuments",
+                                                                "city", "city-every-pair"],
+                        help="the leaning tower; the triumphal arch; invented monuments, of which "
+                        "each photo shows another; the city; the city with the pairs of object and "
+                        "place that no tourist photographs, for judges")
     parser.add_argument("--count", type=types.count, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=types.count, default=1)
@@ -113,12 +116,9 @@ def _miniature(args: argparse.Namespace) -> None:
             raise ValueError(f"The {args.world} has no addresses: give --world city, or no "
                              "--addresses.")
         print(write_addresses(args.addresses))
-    if args.world == "city":
-        from gps_guidance.miniature.city_photographer import take_city_photos as take_photos
-    else:
-        from gps_guidance.miniature.photographer import take_photos
+    from gps_guidance.miniature.worlds import WORLDS
 
-    print(take_photos(Path(args.out), args.count, args.seed, args.processes))
+    print(WORLDS[args.world](Path(args.out), args.count, args.seed, args.processes))
 
 
 def _add_install_extension(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +138,7 @@ VERBS = {
     "train": (_add_train, _train, "a dataset -> a diffusion model, or a judge"),
     "push": (_add_push, _push, "a finished model -> the Hugging Face Hub, private by default"),
     "sample": (_add_sample, _sample, "images of a landmark by bearing"),
-    "miniature": (_add_miniature, _miniature, "let tourists photograph a procedural tower or city"),
+    "miniature": (_add_miniature, _miniature, "let tourists photograph a procedural world"),
     "install-extension": (_add_install_extension, _install_extension,
                           "our extension -> a clone of threestudio"),
 }

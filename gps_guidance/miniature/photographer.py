@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from gps_guidance import geo
 from gps_guidance.lift.prompts import PromptProcessorConfig, view_index, view_prompts
 from gps_guidance.miniature.album import Job, gps_exif, write_album
+from gps_guidance.miniature.arch import ARCH
 from gps_guidance.miniature.landmark import EYE_M, FAIR, Landmark, Weather, render
 from gps_guidance.miniature.shapes import Ellipsoid, Shape, plain
 from gps_guidance.miniature.tower import TOWER
 
-LANDMARKS = {landmark.name: landmark for landmark in (TOWER,)}
+LANDMARKS = {landmark.name: landmark for landmark in (TOWER, ARCH)}
 FRAME_M = 36.0  # half the height of what a typical photo frames, at the landmark's distance
 GPS_NOISE_M = 3.0
 VIEW_PART = 0.4  # of the captions say which side is seen

@@ -182,6 +182,26 @@ def house(
     return Hull(planes, around, paint)
 
 
+def block(
+    center: tuple[float, float], length: float, width: float, bottom: float, top: float,
+    paint: Paint, yaw_deg: float = 0.0, taper: float = 1.0,
+) -> Hull:
+    """A box whose ``length`` runs along +x turned by ``yaw_deg``; its upper face is ``taper`` times
+    the lower: a pyramid at 0."""
+    c, s = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
+    height = top - bottom
+    planes = [((0.0, 0.0, -1.0), -bottom), ((0.0, 0.0, 1.0), top)]
+    for sign in (1.0, -1.0):
+        for axis, half in (((c, s), length / 2), ((-s, c), width / 2)):
+            slope = half * (1 - taper) / height
+            norm = math.hypot(1, slope)
+            n = (sign * axis[0] / norm, sign * axis[1] / norm, slope / norm)
+            offset = (half + slope * bottom) / norm + n[0] * center[0] + n[1] * center[1]
+            planes.append((n, offset))
+    around = ((*center, (bottom + top) / 2), math.hypot(length / 2, width / 2, height / 2))
+    return Hull(planes, around, paint)
+
+
 def house_paint(walls: Sequence[float], roof: Sequence[float], eaves: float) -> Paint:
     """Walls with a row of dark windows below ``eaves``, and a roof where the surface looks up."""
 
