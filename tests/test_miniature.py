@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gps_guidance import geo
 from gps_guidance.miniature import photographer, shapes, tower, truth
+from gps_guidance.miniature.tower import TOWER
 
 
 def rays(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,8 +62,7 @@ def test_the_tower_leans_to_its_bearing() -> None:
 
 
 def test_views_from_all_sides_differ() -> None:
-    scene = tower.Scene()
-    masks = [photographer.truth_view(scene, b, 32)[0]["mask"] > 0.5 for b in range(0, 360, 30)]
+    masks = [photographer.truth_view(TOWER, b, 32)[0]["mask"] > 0.5 for b in range(0, 360, 30)]
     for i, a in enumerate(masks):
         for b in masks[i + 1 :]:
             assert float((a & b).sum() / (a | b).sum()) < 0.95
@@ -70,7 +70,7 @@ def test_views_from_all_sides_differ() -> None:
 
 def test_a_photo_from_the_east_shows_the_baptistery_in_front() -> None:
     """Handedness: standing north-east (65 degrees) the dome is straight ahead, not mirrored."""
-    picture, c2w, _ = photographer.truth_view(tower.Scene(), 64.0, 64)
+    picture, c2w, _ = photographer.truth_view(TOWER, 64.0, 64)
     assert c2w[0, 3] > 0 and c2w[1, 3] > 0
     teal = (picture["rgb"][..., 1] > picture["rgb"][..., 0] * 1.3) & (picture["mask"] > 0.9)
     columns = torch.nonzero(teal[20:40])[:, 1].float()
@@ -78,8 +78,8 @@ def test_a_photo_from_the_east_shows_the_baptistery_in_front() -> None:
 
 
 def test_depth_and_occupancy_agree() -> None:
-    scene = tower.Scene()
-    picture, c2w, fovy = photographer.truth_view(scene, 100.0, 48)
+    scene = TOWER.scene
+    picture, c2w, fovy = photographer.truth_view(TOWER, 100.0, 48)
     solid = picture["mask"] == 1
     assert (picture["depth"][solid] < 140).all()
     assert picture["depth"][picture["mask"] == 0].isinf().all()
@@ -89,7 +89,7 @@ def test_depth_and_occupancy_agree() -> None:
 
 def test_frames_round_trip() -> None:
     points = torch.randn(10, 3)
-    assert torch.allclose(tower.to_scene_units(tower.to_metres(points)), points, atol=1e-5)
+    assert torch.allclose(TOWER.to_scene_units(TOWER.to_metres(points)), points, atol=1e-5)
 
 
 def test_photos_carry_gps_and_are_reproducible(tmp_path) -> None:
@@ -101,7 +101,7 @@ def test_photos_carry_gps_and_are_reproducible(tmp_path) -> None:
         assert a.read_bytes() == b.read_bytes()
         gps = Image.open(a).getexif().get_ifd(0x8825)
         lat, lon = (float(v[0]) + float(v[1]) / 60 + float(v[2]) / 3600 for v in (gps[2], gps[4]))
-        east_north = geo.local_m((lat, lon), tower.CENTER)
+        east_north = geo.local_m((lat, lon), TOWER.center)
         assert np.linalg.norm(east_north - row["position_m"][:2]) < 6 * photographer.GPS_NOISE_M
 
 
@@ -112,15 +112,13 @@ def test_exif_keeps_the_hemisphere() -> None:
 
 
 def test_the_truth_scores_perfectly_and_a_turned_one_is_aligned() -> None:
-    scene = tower.Scene()
-
     def turned(offset_deg: float):
         def view(c2w, fovy, height, width):
             bearing = math.degrees(math.atan2(c2w[0, 3], c2w[1, 3])) - offset_deg
-            picture, *_ = photographer.truth_view(scene, bearing, height)
+            picture, *_ = photographer.truth_view(TOWER, bearing, height)
             return {
                 "rgb": picture["rgb"], "opacity": picture["mask"],
-                "depth": picture["depth"] / tower.METRES_PER_UNIT,
+                "depth": picture["depth"] / TOWER.metres_per_unit,
             }
 
         def density(points):
@@ -128,15 +126,15 @@ def test_the_truth_scores_perfectly_and_a_turned_one_is_aligned() -> None:
             x = points[:, 0] * math.cos(t) - points[:, 1] * math.sin(t)
             y = points[:, 0] * math.sin(t) + points[:, 1] * math.cos(t)
             world = torch.stack([x, y, points[:, 2]], dim=-1)
-            return scene.occupied(tower.to_metres(world)).float() * 100
+            return TOWER.scene.occupied(TOWER.to_metres(world)).float() * 100
 
         return view, density
 
-    exact = truth.score(*turned(0.0), radius=1.4, size=32)
+    exact = truth.score(TOWER, *turned(0.0), radius=1.4, size=32)
     assert exact["mask_iou"] == pytest.approx(1.0)
     assert exact["occupancy_iou"] > 0.999
     assert exact["depth_error"] < 1e-5
-    rotated = truth.score(*turned(45.0), radius=1.4, size=32)
+    rotated = truth.score(TOWER, *turned(45.0), radius=1.4, size=32)
     assert rotated["mask_iou"] < 0.8
     assert rotated["aligned_turn_deg"] == pytest.approx(45.0)
     assert rotated["aligned_mask_iou"] > 0.999

@@ -12,8 +12,8 @@ import small_runs
 from gps_guidance import cli
 from gps_guidance.lift import engine
 from gps_guidance.lift.config import find_config
-from gps_guidance.miniature import tower
 from gps_guidance.miniature.photographer import take_photos
+from gps_guidance.miniature.tower import TOWER
 from gps_guidance.photos.ingest import ingest
 
 ROOT = small_runs.ROOT
@@ -69,7 +69,7 @@ def test_launch_commands_of_the_readme_run(argv, clone, monkeypatch, tiny_angle_
     args = engine.parser().parse_intermixed_args(list(argv))
     if args.photos:
         take_photos(clone / "raw", 3, 0, 1)
-        ingest([clone / "raw"], clone / args.photos, landmark=tower.NAME, center=tower.CENTER,
+        ingest([clone / "raw"], clone / args.photos, landmark=TOWER.name, center=TOWER.center,
                progress=False)
     models = {"gps-sds-guidance": tiny_angle_model, "stable-diffusion-guidance": tiny_sd_model}
     few = small_runs.overrides(find_config(args.config), models, tuple(args.overrides))

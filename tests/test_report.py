@@ -12,8 +12,8 @@ import trimesh
 from PIL import Image
 
 from gps_guidance.lift import export
-from gps_guidance.miniature import tower
 from gps_guidance.miniature.photographer import take_photos
+from gps_guidance.miniature.tower import TOWER
 from gps_guidance.photos.ingest import ingest
 from gps_guidance.photos.manifest import load_manifest
 
@@ -62,7 +62,7 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     take_photos(folder / "raw", 4, 0, 1)
     out = folder / "dataset"
-    ingest([folder / "raw"], out, landmark=tower.NAME, center=tower.CENTER, progress=False)
+    ingest([folder / "raw"], out, landmark=TOWER.name, center=TOWER.center, progress=False)
     (out / "masks").mkdir()
     for name in load_manifest(out).rows.column("id").to_pylist():
         Image.fromarray(np.full((96, 96), 255, np.uint8)).save(out / "masks" / f"{name}.png")
@@ -90,7 +90,7 @@ def test_the_page_is_complete_by_itself(bundled):
     # photos, generated images, renders and truth from twelve bearings
     assert len(pictures) == len(set(pictures)) == 4 * 12
     text = " ".join(links.text)
-    assert tower.NAME in text and "330°" in text
+    assert TOWER.name in text and "330°" in text
     scores = read(bundled)
     assert f"{scores['mask_iou']:.3f}" in text and f"{scores['psnr_db']:.3f}" in text
 

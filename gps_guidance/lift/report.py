@@ -17,7 +17,8 @@ from torch import Tensor
 from gps_guidance import geo, metrics
 from gps_guidance.dataset import Photos, load_photos
 from gps_guidance.lift import cameras, export
-from gps_guidance.miniature import photographer, tower, truth
+from gps_guidance.miniature import photographer, truth
+from gps_guidance.miniature.landmark import Landmark, render
 from gps_guidance.models import angle_config, load_angle_model, resolve_model
 from gps_guidance.page import html_page
 from gps_guidance.sampling import sample_angles
@@ -94,9 +95,10 @@ def render_view(system: Any, c2w: Tensor, fovy: float, height: int, width: int
     }
 
 
-def _is_miniature(source: Source) -> bool:
+def _miniature(source: Source) -> Landmark | None:
+    """The landmark of the miniature that an angle model is of, which has a truth; else None."""
     about = angle_config(*source) if source else None
-    return about is not None and about.get("landmark") == tower.NAME
+    return photographer.LANDMARKS.get(about.get("landmark", "")) if about else None
 
 
 def _input_photos(run: Any) -> Photos | None:
@@ -116,11 +118,11 @@ def _size(data: Any) -> tuple[int, int]:
 
 
 def _scores(run: Any, source: Source, photos: Photos | None) -> dict[str, Any]:
-    if _is_miniature(source):
+    if (landmark := _miniature(source)) is not None:
         classifier = _classifier(source)
         geometry = run.system.geometry
         return truth.score(
-            lambda c2w, fovy, h, w: render_view(run.system, c2w, fovy, h, w),
+            landmark, lambda c2w, fovy, h, w: render_view(run.system, c2w, fovy, h, w),
             lambda points: geometry.forward_density(points.to(run.system.device)).cpu(),
             float(geometry.cfg.radius), classifier=classifier,
         )
@@ -189,21 +191,21 @@ def _rows(run: Any, source: Source, photos: Photos | None) -> Rows:
     height, width = _size(data)
     bearings = [360.0 / COLUMNS * k for k in range(COLUMNS)]
     rows: Rows = []
+    landmark = _miniature(source)
     if photos is not None:
         real = _full_crops(photos)
         picks = [_nearest(photos.bearings, bearing) for bearing in bearings]
         rows.append(("Photos taken nearest to each bearing", _pictures(real[picks])))
-    elif _is_miniature(source):
-        rows.append(("Photos, as tourists take them", _tourist_photos(bearings, height)))
+    elif landmark is not None:
+        rows.append(("Photos, as tourists take them", _tourist_photos(landmark, bearings, height)))
     if source is not None and angle_config(*source) is not None:
         model = load_angle_model(*source)
         generated = sample_angles(model, bearings, guidance_scale=2.0)
         rows.append(("Generated for each bearing", _pictures(generated)))
     renders = [render_view(run.system, *photo_camera(data, b), height, width) for b in bearings]
     rows.append(("The 3D landmark from each bearing", [export.to_uint8(r["rgb"]) for r in renders]))
-    if _is_miniature(source):
-        scene = tower.Scene()
-        truths = [photographer.truth_view(scene, b, height)[0]["rgb"] for b in bearings]
+    if landmark is not None:
+        truths = [photographer.truth_view(landmark, b, height)[0]["rgb"] for b in bearings]
         rows.append(("Ground truth", [export.to_uint8(t) for t in truths]))
     return rows
 
@@ -212,16 +214,16 @@ def _nearest(bearings: np.ndarray, bearing_deg: float) -> int:
     return int(np.abs(geo.angle_difference_deg(bearings, bearing_deg)).argmin())
 
 
-def _tourist_photos(bearings: list[float], size: int) -> list[np.ndarray]:
+def _tourist_photos(landmark: Landmark, bearings: list[float], size: int) -> list[np.ndarray]:
     """For each bearing the first of some procedural photos that was taken close to it."""
     rng = np.random.default_rng(0)
-    shots = [photographer.plan_shot(rng) for _ in range(300)]
-    at = np.array([geo.bearing_deg(shot.gps, tower.CENTER) for shot in shots])
+    shots = [photographer.plan_shot(landmark, rng) for _ in range(300)]
+    at = np.array([geo.bearing_deg(shot.gps, landmark.center) for shot in shots])
     pictures = []
     for bearing in bearings:
         shot = shots[_nearest(at, bearing)]
-        rgb = tower.render(tower.Scene(), shot.c2w, shot.fovy, *shot.size, shot.weather,
-                           shot.passers_by)["rgb"].permute(2, 0, 1)[None]
+        rgb = render(landmark.scene, shot.c2w, shot.fovy, *shot.size, shot.weather,
+                     shot.passers_by)["rgb"].permute(2, 0, 1)[None]
         h, w = rgb.shape[2:]
         side = min(h, w)
         top, left = (h - side) // 2, (w - side) // 2

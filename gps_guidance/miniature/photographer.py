@@ -1,9 +1,11 @@
-"""Tourists photograph the miniature landmark: JPEG files with EXIF GPS, as a crowd takes them."""
+"""Tourists photograph a landmark of the miniature: JPEG files with EXIF GPS, as a crowd takes them.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gps_guidance import geo
+from gps_guidance.lift.prompts import PromptProcessorConfig, view_index, view_prompts
 from gps_guidance.miniature.album import Job, gps_exif, write_album
+from gps_guidance.miniature.landmark import EYE_M, FAIR, Landmark, Weather, render
 from gps_guidance.miniature.shapes import Ellipsoid, Shape, plain
-from gps_guidance.miniature.tower import (
-    CENTER,
-    EYE_M,
-    FAIR,
-    METRES_PER_UNIT,
-    MIDDLE_M,
-    Scene,
-    Weather,
-    render,
-)
+from gps_guidance.miniature.tower import TOWER
 
+LANDMARKS = {landmark.name: landmark for landmark in (TOWER,)}
 FRAME_M = 36.0  # half the height of what a typical photo frames, at the landmark's distance
 GPS_NOISE_M = 3.0
+VIEW_PART = 0.4  # of the captions say which side is seen
 SHORT_SIDE, LONG_SIDE = 96, 128
 
 
@@ -49,19 +46,19 @@ def stand_at(bearing_deg: float, distance_m: float, eye_m: float = EYE_M) -> Ten
     return torch.tensor([distance_m * math.sin(b), distance_m * math.cos(b), eye_m])
 
 
-def truth_view(scene: Scene, bearing_deg: float, size: int, distance_m: float = 90.0
+def truth_view(landmark: Landmark, bearing_deg: float, size: int, distance_m: float = 90.0
                ) -> tuple[dict[str, Tensor], Tensor, float]:
     """Ground truth from a bearing in fair light.
 
-    Returns the picture of :func:`tower.render`, its camera [4, 4] in the 3D engine's frame, and
+    Returns the picture of :func:`landmark.render`, its camera [4, 4] in the 3D engine's frame, and
     the vertical field of view in radians.
     """
     position = stand_at(bearing_deg, distance_m)
-    c2w = look_at(position, torch.tensor([0.0, 0.0, MIDDLE_M]))
+    c2w = look_at(position, landmark.middle)
     fovy = 2 * math.atan(FRAME_M / distance_m)
-    picture = render(scene, c2w, fovy, size, size)
+    picture = render(landmark.scene, c2w, fovy, size, size)
     unit = c2w.clone()
-    unit[:3, 3] = (c2w[:3, 3] - torch.tensor([0.0, 0.0, MIDDLE_M])) / METRES_PER_UNIT
+    unit[:3, 3] = landmark.to_scene_units(c2w[:3, 3])
     return picture, unit, fovy
 
 
@@ -115,18 +112,19 @@ def _passers_by(rng: np.random.Generator, position: Tensor) -> list[Shape]:
     return people
 
 
-def plan_shot(rng: np.random.Generator) -> Shot:
+def plan_shot(landmark: Landmark, rng: np.random.Generator) -> Shot:
     """Draw one photo. Most tourists gather on a few sides, some stand anywhere around."""
-    favourite = rng.choice(4, p=[0.25, 0.2, 0.15, 0.4])
-    spots = [(40.0, 25.0), (195.0, 30.0), (290.0, 20.0)]
-    bearing = rng.normal(*spots[favourite]) if favourite < 3 else rng.uniform(0, 360)
+    parts = [part for _, _, part in landmark.crowds]
+    crowd = rng.choice(len(parts) + 1, p=[*parts, 1 - sum(parts)])
+    anywhere = crowd == len(parts)
+    bearing = rng.uniform(0, 360) if anywhere else rng.normal(*landmark.crowds[crowd][:2])
     distance = float(np.clip(rng.lognormal(math.log(90.0), 0.09), 74, 112))
     eye = EYE_M + (rng.uniform(0, 5) if rng.random() < 0.15 else 0.0)
     position = stand_at(bearing, distance, eye)
     noisy = position[:2].double().numpy() + rng.normal(0, GPS_NOISE_M, 2)
-    lat, lon = geo.from_local_m(noisy, CENTER)
+    lat, lon = geo.from_local_m(noisy, landmark.center)
     aim = torch.tensor(rng.normal(0, [1.2, 1.2, 1.2]), dtype=torch.float32)
-    c2w = look_at(position, torch.tensor([0.0, 0.0, MIDDLE_M]) + aim, rng.normal(0, 0.8))
+    c2w = look_at(position, landmark.middle + aim, rng.normal(0, 0.8))
     fov_short = 2 * math.atan(FRAME_M * rng.normal(1.0, 0.035) / distance)
     upright = rng.random() < 0.45
     size = (LONG_SIDE, SHORT_SIDE) if upright else (SHORT_SIDE, LONG_SIDE)
@@ -137,23 +135,46 @@ def plan_shot(rng: np.random.Generator) -> Shot:
                 _passers_by(rng, position), taken_at)
 
 
-def _take(job: Job) -> dict[str, object]:
+def caption_of(landmark: Landmark, position: Tensor, rng: np.random.Generator) -> str:
+    """What a tourist at ``position`` [3] writes: the name, and sometimes the side that is seen.
+
+    Sides and their words are those of view-dependent prompts, so that a model of such captions
+    knows what a baseline without bearings asks it.
+    """
+    text = landmark.name if rng.random() < 0.5 else f"a photo of {landmark.name}"
+    if rng.random() >= VIEW_PART:
+        return text
+    words, azimuth = PromptProcessorConfig(), torch.atan2(position[1:2], position[:1]).rad2deg()
+    return view_prompts(words, text)[view_index(words, torch.zeros(1), azimuth)]
+
+
+def develop(landmark: Landmark, shot: Shot, caption: str, job: Job) -> dict[str, object]:
+    """Write the JPEG file of a shot; returns its row of ``truth.json``."""
     seed, index, folder = job
-    torch.set_num_threads(1)
-    shot = plan_shot(np.random.default_rng((seed, index)))
-    picture = render(Scene(), shot.c2w, shot.fovy, *shot.size, shot.weather, shot.passers_by)
+    picture = render(landmark.scene, shot.c2w, shot.fovy, *shot.size, shot.weather, shot.passers_by)
     grain = np.random.default_rng((seed, index, 1)).normal(0, 2.0, (*shot.size, 3))
     pixels = np.clip(picture["rgb"].numpy() * 255 + grain, 0, 255).astype(np.uint8)
     path = Path(folder) / f"tourist-{index:05d}.jpg"
-    exif = gps_exif(*shot.gps, shot.taken_at)
+    exif = gps_exif(*shot.gps, shot.taken_at, caption)
     Image.fromarray(pixels).save(path, quality=92, exif=exif)
     return {"file": path.name, "position_m": [round(v, 4) for v in shot.position.tolist()]}
 
 
-def take_photos(folder: str | Path, count: int = 3000, seed: int = 0, processes: int = 1) -> Path:
-    """Write ``count`` photos under ``folder``, and their true positions in ``truth.json``.
+def _take(name: str, job: Job) -> dict[str, object]:
+    seed, index, _ = job
+    torch.set_num_threads(1)
+    landmark = LANDMARKS[name]
+    shot = plan_shot(landmark, np.random.default_rng((seed, index)))
+    caption = caption_of(landmark, shot.position, np.random.default_rng((seed, index, 2)))
+    return develop(landmark, shot, caption, job)
+
+
+def take_photos(folder: str | Path, count: int = 3000, seed: int = 0, processes: int = 1,
+                name: str = TOWER.name) -> Path:
+    """Write ``count`` photos of one of LANDMARKS under ``folder``, with captions, and their true
+    positions in ``truth.json``.
 
     Photo ``i`` depends on (seed, i) alone, so any number of processes writes the same files.
     """
-    return write_album(_take, folder, count, seed, processes, "the miniature",
+    return write_album(partial(_take, name), folder, count, seed, processes, "the miniature",
                        "east, north, up in m")

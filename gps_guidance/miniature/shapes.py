@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,3 +180,24 @@ def house(
         planes.append((roof, ridge * run / norm + roof[0] * center[0] + roof[1] * center[1]))
     around = ((*center, ridge / 2), math.hypot(length / 2, width / 2, ridge / 2))
     return Hull(planes, around, paint)
+
+
+def house_paint(walls: Sequence[float], roof: Sequence[float], eaves: float) -> Paint:
+    """Walls with a row of dark windows below ``eaves``, and a roof where the surface looks up."""
+
+    def paint(points: Tensor, normals: Tensor) -> Tensor:
+        colour = points.new_tensor(walls).expand_as(points)
+        sideways = points[:, 0] * normals[:, 1] - points[:, 1] * normals[:, 0]
+        along = torch.remainder(sideways / 5, 1)
+        band = torch.remainder(points[:, 2] / eaves * 2, 1)
+        window = (along > 0.35) & (along < 0.7) & (band > 0.35) & (band < 0.75)
+        colour = torch.where(window[:, None], 0.45 * colour, colour)
+        return torch.where((normals[:, 2] > 0.2)[:, None], points.new_tensor(roof), colour)
+
+    return paint
+
+
+def tree(x: float, y: float, height: float, rgb: Sequence[float]) -> list[Shape]:
+    trunk = Frustum((x, y, 0.0), (0, 0, 1), height * 0.45, 1.1, plain(0.35, 0.24, 0.15))
+    crown = (height * 0.32, height * 0.32, height * 0.36)
+    return [trunk, Ellipsoid((x, y, height * 0.66), crown, plain(*rgb))]

@@ -1,4 +1,4 @@
-"""Score a reconstruction of the miniature landmark against its exact truth."""
+"""Score a reconstruction of a landmark of the miniature against its exact truth."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gps_guidance.metrics import (
     occupancy_iou,
     relative_depth_error,
 )
+from gps_guidance.miniature.landmark import Landmark
 from gps_guidance.miniature.photographer import truth_view
-from gps_guidance.miniature.tower import METRES_PER_UNIT, MIDDLE_M, Scene, to_metres
 from gps_guidance.scorers import AngleClassifier, bin_agreement
 
 VIEWS = 24
@@ -32,7 +32,7 @@ Density = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def score(view: View, density: Density, radius: float, size: int = 64,
+def score(landmark: Landmark, view: View, density: Density, radius: float, size: int = 64,
           classifier: AngleClassifier | None = None, bearings: list[float] | None = None
           ) -> dict[str, Any]:
     """Scores over views that were not used to choose any setting.
@@ -43,10 +43,9 @@ def score(view: View, density: Density, radius: float, size: int = 64,
     steps of 15 degrees: without a bearing a reconstruction may stand rotated.
     """
     bearings = HELD_OUT_BEARINGS if bearings is None else bearings
-    scene = Scene()
     truths, renders = [], []
     for bearing in bearings:
-        picture, c2w, fovy = truth_view(scene, bearing, size)
+        picture, c2w, fovy = truth_view(landmark, bearing, size)
         truths.append(picture)
         renders.append(view(c2w, fovy, size, size))
     rgb = torch.stack([r["rgb"] for r in renders])
@@ -54,9 +53,9 @@ def score(view: View, density: Density, radius: float, size: int = 64,
     opacity = torch.stack([r["opacity"] for r in renders])
     masks = torch.stack([t["mask"] for t in truths])
     turn = int(np.argmax([_mean_iou(opacity.roll(-k, 0), masks) for k in range(len(bearings))]))
-    points, occupied = _occupancy_grid(scene, radius)
+    points, occupied = _occupancy_grid(landmark, radius)
     depths = [
-        relative_depth_error(r["depth"], t["depth"] / METRES_PER_UNIT,
+        relative_depth_error(r["depth"], t["depth"] / landmark.metres_per_unit,
                              (t["mask"] == 1) & (r["opacity"] > 0.5))
         for r, t in zip(renders, truths, strict=True)
     ]
@@ -90,12 +89,12 @@ def _mean_iou(opacity: Tensor, masks: Tensor) -> float:
     return float(np.mean([mask_iou(o, m) for o, m in zip(opacity, masks, strict=True)]))
 
 
-def _occupancy_grid(scene: Scene, radius: float) -> tuple[Tensor, np.ndarray]:
+def _occupancy_grid(landmark: Landmark, radius: float) -> tuple[Tensor, np.ndarray]:
     """Cell centres [X, Y, Z, 3] above the ground in scene units, and the truth there."""
     side = (torch.arange(GRID) + 0.5) / GRID * 2 * radius - radius
-    above = side[side > -MIDDLE_M / METRES_PER_UNIT]
+    above = side[side > -landmark.middle_m / landmark.metres_per_unit]
     points = torch.stack(torch.meshgrid(side, side, above, indexing="ij"), dim=-1)
-    return points, scene.occupied(to_metres(points)).numpy()
+    return points, landmark.scene.occupied(landmark.to_metres(points)).numpy()
 
 
 def _occupancy(density: Density, points: Tensor, occupied: np.ndarray, turn_deg: float) -> float:
