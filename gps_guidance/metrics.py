@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy import ndimage
+from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +25,24 @@ def psnr_db(image: Tensor, truth: Tensor) -> float:
 def mean_psnr_db(images: Tensor, truths: Tensor) -> float:
     """The mean over pairs of :func:`psnr_db`, of two batches [N, ...]."""
     return float(np.mean([psnr_db(a, b) for a, b in zip(images, truths, strict=True)]))
+
+
+def ssim(image: Tensor, truth: Tensor) -> float:
+    """Structural similarity of two images [H, W, 3], 1 where they are equal.
+
+    As Wang et al. (2004) define it, with a Gaussian window of deviation 1.5: at least 11 pixels a
+    side. The mean of the channels.
+    """
+    from skimage.metrics import structural_similarity
+
+    return float(structural_similarity(
+        image.double().numpy(), truth.double().numpy(), channel_axis=-1, data_range=1.0,
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False))
+
+
+def mean_ssim(images: Tensor, truths: Tensor) -> float:
+    """The mean over pairs of :func:`ssim`, of two batches [N, H, W, 3]."""
+    return float(np.mean([ssim(a, b) for a, b in zip(images, truths, strict=True)]))
 
 
 def affine_colour_fit(images: Tensor, truths: Tensor) -> Tensor:
@@ -57,6 +76,36 @@ def occupancy_iou(shell: np.ndarray, truth: np.ndarray) -> float:
     """Intersection over union of two boolean grids, the first after :func:`fill_solid`."""
     solid = fill_solid(shell)
     return float((solid & truth).sum() / max(1, (solid | truth).sum()))
+
+
+def surface_points(volume: np.ndarray, level: float, count: int, seed: int) -> np.ndarray:
+    """Points [count, 3] spread evenly over the surface where a volume [X, Y, Z] crosses ``level``.
+
+    The volume stands on the ground and is larger inside. As in :func:`fill_solid` what air cannot
+    reach is solid, so that neither the inside of a wall nor the ground below is a surface. In units
+    of the grid's spacing, from its first node. ``seed`` makes it repeatable. ValueError if there is
+    no surface.
+    """
+    import trimesh
+    from skimage.measure import marching_cubes
+
+    shell = volume > level
+    if not shell.any():
+        raise ValueError(f"There is no surface at {level:g}: the volume has at most "
+                         f"{volume.max():.3g}.")
+    filled = np.where(fill_solid(shell) & ~shell, volume.max(), volume)
+    open_below = np.pad(filled, ((1, 1), (1, 1), (0, 1)), constant_values=min(0.0, volume.min()))
+    vertices, faces, _, _ = marching_cubes(open_below, level)
+    mesh = trimesh.Trimesh(vertices - [1, 1, 0], faces, process=False)
+    return np.asarray(trimesh.sample.sample_surface(mesh, count, seed=seed)[0])
+
+
+def chamfer_distance(points: np.ndarray, others: np.ndarray) -> float:
+    """Mean distance from points [N, 3] of one surface to the nearest of the other's [M, 3], and
+    back: the mean of both, in the points' unit."""
+    there, _ = KDTree(others).query(points)
+    back, _ = KDTree(points).query(others)
+    return float((there.mean() + back.mean()) / 2)
 
 
 def relative_depth_error(depth: Tensor, truth: Tensor, mask: Tensor) -> float:

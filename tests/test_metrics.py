@@ -12,6 +12,24 @@ def test_psnr_of_a_constant_error() -> None:
     assert metrics.psnr_db(truth + 0.1, truth) == pytest.approx(20.0, abs=1e-4)
 
 
+def test_ssim_of_flat_images_is_the_luminance_term() -> None:
+    """(2 a b + c) / (a^2 + b^2 + c) with c = 0.01^2; no contrast, no structure."""
+    a, b = torch.full((16, 16, 3), 0.2), torch.full((16, 16, 3), 0.8)
+    assert metrics.ssim(a, b) == pytest.approx((0.32 + 1e-4) / (0.68 + 1e-4), abs=1e-6)
+
+
+def test_ssim_sees_structure_where_psnr_sees_brightness() -> None:
+    truth = torch.rand(24, 24, 3, generator=torch.Generator().manual_seed(0))
+    noisy = (truth + 0.2 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1)))
+    brighter = truth + (noisy - truth).pow(2).mean().sqrt()
+    assert metrics.psnr_db(noisy, truth) == pytest.approx(metrics.psnr_db(brighter, truth))
+    assert metrics.ssim(truth, truth) == pytest.approx(1)
+    assert metrics.ssim(noisy, truth) < metrics.ssim(brighter, truth) < 1
+    assert metrics.ssim(1 - truth, truth) < 0
+    both = metrics.mean_ssim(torch.stack([truth, noisy]), torch.stack([truth, truth]))
+    assert both == pytest.approx((1 + metrics.ssim(noisy, truth)) / 2)
+
+
 def test_affine_colour_fit_undoes_a_colour_cast() -> None:
     truth = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
     cast = truth * torch.tensor([0.5, 0.8, 1.1]) + 0.03
@@ -32,6 +50,47 @@ def test_a_shell_on_the_ground_counts_as_solid_but_a_roofless_one_does_not() -> 
     assert metrics.occupancy_iou(shell, solid) == 1.0
     shell[3:5, 3:5, 3] = False
     assert metrics.occupancy_iou(shell, solid) == pytest.approx(48 / 64)
+
+
+def ball(radius: float, hollow: float = 0.0) -> np.ndarray:
+    """A volume that grows inwards by one a cell, 0 on a sphere around (16, 16, 16); a cavity of
+    radius ``hollow`` is below 0."""
+    nodes = np.stack(np.meshgrid(*[np.arange(33)] * 3, indexing="ij"), axis=-1)
+    distance = np.linalg.norm(nodes - 16, axis=-1)
+    return np.where(distance < hollow, -1.0, radius - distance)
+
+
+def test_surface_points_lie_on_the_sphere_alone_even_if_it_is_hollow() -> None:
+    for volume in (ball(10), ball(10, hollow=6)):
+        points = metrics.surface_points(volume, 0.0, 4000, seed=0)
+        radii = np.linalg.norm(points - 16, axis=1)
+        assert points.shape == (4000, 3) and radii == pytest.approx(10, abs=0.05)
+        assert np.abs(points.mean(axis=0) - 16).max() < 0.3  # evenly
+        assert (metrics.surface_points(volume, 0.0, 4000, seed=0) == points).all()
+    with pytest.raises(ValueError, match="no surface at 11"):
+        metrics.surface_points(ball(10), 11.0, 10, seed=0)
+
+
+def test_what_stands_on_the_ground_has_no_surface_below() -> None:
+    block = np.zeros((12, 12, 12))
+    block[3:9, 3:9, :4] = 1.0
+    points = metrics.surface_points(block, 0.5, 2000, seed=0)
+    assert points[:, 2].max() == pytest.approx(3.5)  # its flat top
+    walls = points[points[:, 2] < 3]  # below: nothing but the four walls, half a cell outside
+    offset = np.abs(walls[:, :2] - 5.5).max(axis=1)
+    assert offset == pytest.approx(3, abs=0.3)
+
+
+def test_the_chamfer_distance_by_hand() -> None:
+    """From (0, 0, 0) and (4, 0, 0) to (1, 0, 0): 1 and 3; back: 1."""
+    a, b = np.array([[0.0, 0, 0], [4, 0, 0]]), np.array([[1.0, 0, 0]])
+    assert metrics.chamfer_distance(a, b) == metrics.chamfer_distance(b, a) == 1.5
+    assert metrics.chamfer_distance(a, a) == 0
+
+
+def test_the_chamfer_distance_of_two_spheres_is_the_difference_of_their_radii() -> None:
+    spheres = [metrics.surface_points(ball(r), 0.0, 20000, seed=k) for k, r in enumerate((9, 11))]
+    assert metrics.chamfer_distance(*spheres) == pytest.approx(2, abs=0.05)
 
 
 def test_relative_depth_error() -> None:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from gps_guidance import geo
 from gps_guidance.miniature import photographer, shapes, tower, truth
 from gps_guidance.miniature.tower import TOWER
+from gps_guidance.models import resolve_model
+from gps_guidance.scorers import AngleClassifier
 
 
 def rays(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,31 +113,64 @@ def test_exif_keeps_the_hemisphere() -> None:
     assert [float(v) for v in ifd[2]] == pytest.approx([33, 51, 25.2])
 
 
-def test_the_truth_scores_perfectly_and_a_turned_one_is_aligned() -> None:
-    def turned(offset_deg: float):
-        def view(c2w, fovy, height, width):
-            bearing = math.degrees(math.atan2(c2w[0, 3], c2w[1, 3])) - offset_deg
-            picture, *_ = photographer.truth_view(TOWER, bearing, height)
-            return {
-                "rgb": picture["rgb"], "opacity": picture["mask"],
-                "depth": picture["depth"] / TOWER.metres_per_unit,
-            }
+def turned(offset_deg: float):
+    """View and density of the truth itself, seen from b + offset as it should be from b."""
+    def view(c2w, fovy, height, width):
+        bearing = math.degrees(math.atan2(c2w[0, 3], c2w[1, 3])) - offset_deg
+        picture, *_ = photographer.truth_view(TOWER, bearing, height)
+        return {
+            "rgb": picture["rgb"], "opacity": picture["mask"],
+            "depth": picture["depth"] / TOWER.metres_per_unit,
+        }
 
-        def density(points):
-            t = math.radians(offset_deg)
-            x = points[:, 0] * math.cos(t) - points[:, 1] * math.sin(t)
-            y = points[:, 0] * math.sin(t) + points[:, 1] * math.cos(t)
-            world = torch.stack([x, y, points[:, 2]], dim=-1)
-            return TOWER.scene.occupied(TOWER.to_metres(world)).float() * 100
+    def density(points):
+        t = math.radians(offset_deg)
+        x = points[:, 0] * math.cos(t) - points[:, 1] * math.sin(t)
+        y = points[:, 0] * math.sin(t) + points[:, 1] * math.cos(t)
+        world = torch.stack([x, y, points[:, 2]], dim=-1)
+        return TOWER.scene.occupied(TOWER.to_metres(world)).float() * 20
 
-        return view, density
+    return view, density
 
+
+def test_the_truth_scores_perfectly() -> None:
     exact = truth.score(TOWER, *turned(0.0), radius=1.4, size=32)
-    assert exact["mask_iou"] == pytest.approx(1.0)
-    assert exact["occupancy_iou"] > 0.999
+    for key in ("mask_iou", "occupancy_iou", "ssim", "aligned_ssim"):
+        assert exact[key] == pytest.approx(1.0, abs=1e-3), key
     assert exact["depth_error"] < 1e-5
+    assert exact["angular_error_deg"] == 0
+    # two samples of one surface, half a cell of the grid apart
+    assert exact["chamfer_m"] == exact["aligned_chamfer_m"] < 0.3
+
+
+def test_a_turned_truth_is_wrong_as_it_stands_and_right_when_aligned() -> None:
     rotated = truth.score(TOWER, *turned(45.0), radius=1.4, size=32)
-    assert rotated["mask_iou"] < 0.8
+    assert rotated["mask_iou"] < 0.8 and rotated["ssim"] < 0.5 and rotated["chamfer_m"] > 2
     assert rotated["aligned_turn_deg"] == pytest.approx(45.0)
-    assert rotated["aligned_mask_iou"] > 0.999
-    assert rotated["aligned_occupancy_iou"] > 0.97
+    assert rotated["aligned_mask_iou"] > 0.999 and rotated["aligned_ssim"] > 0.999
+    assert rotated["aligned_occupancy_iou"] > 0.97 and rotated["aligned_chamfer_m"] < 0.3
+
+
+def test_bearings_are_read_as_they_stand_and_aligned() -> None:
+    """The bundled judge on the truth's own pictures, as if they were seen from 45 degrees on."""
+    judge = AngleClassifier.from_pretrained(
+        resolve_model("miniature-pisa") / "angle_classifier", use_safetensors=True).float().eval()
+    bearings = truth.HELD_OUT_BEARINGS
+    rgb = torch.stack([photographer.truth_view(TOWER, b, 64)[0]["rgb"] for b in bearings])
+    straight = truth._bearing_scores(judge, rgb, bearings, 0)
+    rotated = truth._bearing_scores(judge, rgb.roll(3, 0), bearings, 3)
+    assert straight["bearing_within_one_bin"] > 0.9
+    assert rotated["bearing_within_one_bin"] < 0.2
+    assert rotated["aligned_bearing_within_one_bin"] == straight["bearing_within_one_bin"]
+
+
+@pytest.mark.parametrize("offset", [-3, 64])
+def test_the_angular_error_is_measured_to_a_degree(offset: int) -> None:
+    nearest = 15 * round(offset / 15)
+    scores = truth._solid_scores(TOWER, turned(offset)[1], 1.4, nearest, 15.0)
+    assert scores["angular_error_deg"] == pytest.approx(abs(offset))
+
+
+def test_a_field_without_a_surface_has_no_chamfer_distance() -> None:
+    scores = truth._chamfer_scores(TOWER, lambda points: points[:, 0] * 0, 1.4, 0.0)
+    assert scores == {"chamfer_m": None, "aligned_chamfer_m": None}

@@ -19,7 +19,7 @@ from gps_guidance.lift.export import image_grid, to_uint8, write_png
 from gps_guidance.lift.report import photo_camera, render_view
 from gps_guidance.lift.trial import clip_score_of_views, load_trial
 from gps_guidance.miniature import truth
-from gps_guidance.miniature.worlds import LANDMARKS
+from gps_guidance.miniature.photographer import LANDMARKS
 from gps_guidance.models import resolve_model
 from gps_guidance.reproduce.outcome import Score
 from gps_guidance.reproduce.settings import Landmark
