@@ -68,8 +68,10 @@ def method_units(landmark: Landmark, method: str, seeds: Iterable[int]) -> list[
 
 def lift(folder: Path, landmark: dict[str, Any], config: str, changes: list[str], seed: int
          ) -> dict[str, float]:
-    """Run ``launch.py`` with a config and score what it grew; ``trial/run`` is its folder, views.png
-    a strip of bearings. It goes on from its last checkpoint."""
+    """Run ``launch.py`` with a config and score what it grew.
+
+    ``trial/run`` is its folder, views.png a strip of bearings. It goes on from its last checkpoint.
+    """
     where = Landmark(**landmark)
     trial = folder / "trial" / "run"
     resume = []
