@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -87,13 +88,13 @@ def load_settings(scale: str, overrides: Sequence[str] = ()) -> Settings:
             key, equals, value = word.partition("=")
             if not equals:
                 raise ValueError(f"{word!r} is not key=value.")
-            OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}")["v"], force_add=False)
+            OmegaConf.update(cfg, key, yaml.safe_load(value), force_add=False)
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise ValueError(f"{path} needs {', '.join(missing)}: say them as key=value, or copy "
                              "the file, fill it in and give its path as --scale.")
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), cfg))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         known = ", ".join(f.name for kind in (Settings, City, Landmark) for f in fields(kind))
         raise ValueError(f"{path}: {' '.join(str(error).split())}. The settings have {known}."
                          ) from error
