@@ -15,14 +15,14 @@ from huggingface_hub import CommitOperationAdd, HfApi, RepoUrl, get_token
 from omegaconf import OmegaConf
 
 from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE
-from gps_guidance.models import PARTS
+from gps_guidance.parts import INDEX, PARTS, SHARED, missing_parts, shared_parts
 from gps_guidance.recipe import shareable
 
 log = logging.getLogger(__name__)
 
 MODEL = [f"{part}/**/*" for part in (*PARTS, "gps_encoder", "angle_classifier")]
-SHARED = ["README.md", "recipe.yaml", "model_index.json", LORA_WEIGHT_NAME_SAFE, *MODEL,
-          "*_loss.csv", "loss.png", "samples-*.png", "train_report.html"]
+SHAREABLE = ["README.md", "recipe.yaml", INDEX, LORA_WEIGHT_NAME_SAFE, *MODEL,
+             "*_loss.csv", "loss.png", "samples-*.png", "train_report.html"]
 
 
 def create_repository(name: str, private: bool) -> RepoUrl:
@@ -53,15 +53,12 @@ def push(folder: str | Path, name: str | None = None, private: bool = True) -> s
     finished model, or, with the command that tries again, if it could not be uploaded.
     """
     folder = Path(folder)
-    whole = all((folder / part).is_dir() for part in PARTS)
-    if (folder / "checkpoints").exists() or not (
-            whole or (folder / LORA_WEIGHT_NAME_SAFE).is_file()):
-        raise ValueError(f"{folder} holds no finished model. Give the folder that `gps-guidance "
-                         "train` wrote to the end.")
+    check_finished(folder)
     name = name or repository_name(folder)
     try:
         repository = create_repository(name, private)
-        HfApi().create_commit(repository.repo_id, _files(folder),
+        files = [CommitOperationAdd(*file) for file in shareable_files(folder).items()]
+        HfApi().create_commit(repository.repo_id, files,
                               commit_message="Upload from gps-guidance")
     except Exception as error:  # as above; none of them may lose what was trained
         again = ["gps-guidance", "push", str(folder), "--hub_model_id", name]
@@ -77,11 +74,23 @@ def repository_name(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _files(folder: Path) -> list[CommitOperationAdd]:
-    """What is uploaded, without paths of this machine."""
-    paths = sorted({path for pattern in SHARED for path in folder.glob(pattern) if path.is_file()})
-    return [CommitOperationAdd(path.relative_to(folder).as_posix(), _content(path))
-            for path in paths]
+def check_finished(folder: Path) -> None:
+    """ValueError if the folder holds neither a whole model nor a LoRA, or one in training."""
+    if (folder / "checkpoints").exists() or (
+            not (folder / LORA_WEIGHT_NAME_SAFE).is_file() and missing_parts(folder)):
+        raise ValueError(f"{folder} holds no finished model. Give the folder that `gps-guidance "
+                         "train` wrote to the end.")
+
+
+def shareable_files(folder: Path) -> dict[str, Path | bytes]:
+    """What may leave this machine of a model folder, without paths of this machine: name -> file,
+    or what to write for it. Parts that are in a folder beside it are among them."""
+    paths = {path.relative_to(folder).as_posix(): path
+             for pattern in SHAREABLE for path in folder.glob(pattern) if path.is_file()}
+    for part, there in shared_parts(folder).items():
+        paths |= {f"{part}/{path.relative_to(there).as_posix()}": path
+                  for path in there.rglob("*") if path.is_file()}
+    return {name: _content(path) for name, path in sorted(paths.items())}
 
 
 def _content(path: Path) -> Path | bytes:
@@ -91,9 +100,10 @@ def _content(path: Path) -> Path | bytes:
         settings = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(settings, dict)
         return OmegaConf.to_yaml(OmegaConf.create(shareable(settings))).encode()
-    if path.name == "config.json":
+    if path.name in ("config.json", INDEX):
         config = json.loads(path.read_text("utf-8"))
         config.pop("_name_or_path", None)
+        config.pop(SHARED, None)  # nothing is left out of what is uploaded
         return (json.dumps(config, indent=2) + "\n").encode()
     return path
 

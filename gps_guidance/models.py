@@ -32,10 +32,10 @@ from gps_guidance.lora import (
     lora_file,
     merge_lora,
 )
+from gps_guidance.parts import PARTS, missing_parts, part_folder
 
 BUNDLED = Path(__file__).parent / "miniature" / "models"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionGPSPipeline")  # without, with a place
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 @dataclass
@@ -186,7 +186,7 @@ def load_model(name_or_path: str | Path, lora_weights: str | Path | None = None
     weights, and the LoRA's encoder takes the place of its own.
     """
     folder = resolve_model(name_or_path)
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    missing = missing_parts(folder)
     if missing and lora_file(folder).is_file():
         raise ValueError(f"{folder} holds a LoRA, not a model: give the model that it was trained "
                          "on, and this folder as its LoRA (--lora, or lora_weights).")
@@ -197,12 +197,12 @@ def load_model(name_or_path: str | Path, lora_weights: str | Path | None = None
         )
     safe: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
     model = DiffusionModel(
-        unet=load_part(UNet2DConditionModel.from_pretrained, folder / "unet", **safe),
+        unet=load_part(UNet2DConditionModel.from_pretrained, part_folder(folder, "unet"), **safe),
         vae=load_vae(folder),
-        text_encoder=load_part(CLIPTextModel.from_pretrained, folder / "text_encoder",
-                                use_safetensors=True, dtype=torch.float32),
-        tokenizer=load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
-        scheduler=load_part(DDPMScheduler.from_pretrained, folder / "scheduler"),
+        text_encoder=load_part(CLIPTextModel.from_pretrained, part_folder(folder, "text_encoder"),
+                               use_safetensors=True, dtype=torch.float32),
+        tokenizer=load_part(CLIPTokenizer.from_pretrained, part_folder(folder, "tokenizer")),
+        scheduler=load_part(DDPMScheduler.from_pretrained, part_folder(folder, "scheduler")),
         gps_encoder=_load_encoder(_encoder_folder(folder, lora_weights)),
         path=str(name_or_path) if lora_weights is None else f"{name_or_path} with {lora_weights}",
     )
@@ -214,7 +214,7 @@ def load_model(name_or_path: str | Path, lora_weights: str | Path | None = None
 def load_vae(name_or_path: str | Path) -> AutoencoderKL:
     """The VAE alone of a model folder or a bundled model, float32 on the CPU."""
     vae: AutoencoderKL = load_part(
-        AutoencoderKL.from_pretrained, resolve_model(name_or_path) / "vae",
+        AutoencoderKL.from_pretrained, part_folder(resolve_model(name_or_path), "vae"),
         use_safetensors=True, torch_dtype=torch.float32,
     )
     return vae
@@ -287,7 +287,7 @@ def _check_angle(name_or_path: str | Path, lora_weights: str | Path | None) -> N
     folder = _encoder_folder(resolve_model(name_or_path), lora_weights)
     config = _encoder_config(folder)
     if config is None or config["_class_name"] != AngleEncoder.__name__:
-        plain = "a text model" if (folder / "unet").is_dir() else "no finished model"
+        plain = "a text model" if part_folder(folder, "unet").is_dir() else "no finished model"
         kind = "a GPS model of a city (GPSEncoder)" if config else plain
         raise ValueError(
             f"{folder} holds {kind}, but an angle model (AngleEncoder) is needed here. Train one "

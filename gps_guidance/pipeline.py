@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from gps_guidance.compose import Conditions, guided_noise
 from gps_guidance.encoders import AngleEncoder
 from gps_guidance.lora import GPSLoraLoaderMixin
 from gps_guidance.models import bundled_model
+from gps_guidance.parts import PARTS, components_beside
 from gps_guidance.place import (
     Encoder,
     batch_size_of,
@@ -156,10 +158,14 @@ class StableDiffusionGPSPipeline(GPSLoraLoaderMixin, NullTextMixin, StableDiffus
         source = pretrained_model_name_or_path
         if not os.path.isdir(source):
             source = bundled_model(source) or source
+        options = {"use_safetensors": True, **kwargs}
         if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", torch.float32)
+            options.setdefault("dtype", torch.float32)
+        if os.path.isdir(source):
+            names = (*PARTS, "gps_encoder", *cls._optional_components)
+            options |= components_beside(Path(source), super().from_pretrained, names, options)
         try:
-            return super().from_pretrained(source, **{"use_safetensors": True, **kwargs})
+            return super().from_pretrained(source, **options)
         except ValueError as error:
             if "gps_encoder" in kwargs or "gps_encoder" not in str(error):
                 raise

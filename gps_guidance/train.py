@@ -39,13 +39,13 @@ from gps_guidance.lora import LORA_WEIGHT_NAME_SAFE
 from gps_guidance.lora_training import add_lora, lora_layers, save_lora
 from gps_guidance.miniature.nets import TEXT_DIM, tiny_model
 from gps_guidance.models import (
-    PARTS,
     PIPELINES,
     DiffusionModel,
     load_model,
     load_vae,
     save_module,
 )
+from gps_guidance.parts import missing_parts
 from gps_guidance.photos.manifest import write_whole
 from gps_guidance.recipe import AngleRecipe, Recipe
 from gps_guidance.sampling import sample_texts
@@ -127,7 +127,7 @@ def _save_model(model: DiffusionModel, recipe: Recipe, out: Path) -> None:
 
 def _check_unfinished(out: Path, recipe: Recipe) -> None:
     """Refuse a folder with a finished model, unless it is ours and was not saved to the end."""
-    whole = all((out / part).is_dir() for part in PARTS)
+    whole = not missing_parts(out)
     index = out / "model_index.json"  # it names an encoder before that is there
     half_saved = ((out / f"{recipe.kind}_loss.csv").is_file() and index.is_file()
                   and PIPELINES[1] in index.read_text("utf-8"))

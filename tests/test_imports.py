@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "gps_guidance"
 # The longest matching name counts. A module imports its own level and below, never in a circle.
 LEVELS = {
     "geo": 0, "page": 0,
-    "photos": 1, "encoders": 1, "noise": 1, "models": 1, "recipe": 1, "lift.sds": 1,
+    "photos": 1, "encoders": 1, "noise": 1, "models": 1, "parts": 1, "recipe": 1, "lift.sds": 1,
     "lift.config": 1, "areas": 1, "checkpoints": 1, "interrupts": 1,
     "lora": 1, "judge_recipe": 1,
     "dataset": 2, "captions": 2, "autoencoder": 2, "sampling": 2, "conditions": 2, "loop": 2,
     "draws": 2, "place": 2, "latents": 2, "texts": 2, "compose": 2, "card": 2,
     "lora_training": 2, "sharding": 2, "pipeline": 2, "geocoding": 2, "lift": 2, "hub": 2,
-    "training_report": 2, "attention": 2,
+    "bundles": 2, "training_report": 2, "attention": 2,
     "train": 3, "scorers": 3, "gps_clip": 3, "image_text": 3, "contrastive": 3, "judges": 3,
     "metrics": 3, "viz": 3, "lift.system": 3,
     "lift.engine": 3, "lift.report": 3, "lift.callbacks": 3, "lift.plan": 3, "miniature": 3,

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from gps_guidance.encoders import AngleEncoder
 from gps_guidance.lora import merge_lora
 from gps_guidance.models import DiffusionModel, angle_config, load_angle_encoder, resolve_model
+from gps_guidance.parts import part_folder
 
 logger = logging.getLogger(__name__)
 
@@ -236,11 +237,12 @@ def _load_text_model(name_or_path: str, lora_weights: str | None, device: str | 
                      ) -> DiffusionModel:
     """Only the text half of a model folder, frozen: a UNet is not read to embed a prompt."""
     folder = resolve_model(name_or_path)
-    for part in ("text_encoder", "tokenizer"):
-        if not (folder / part).is_dir():
+    folders = {part: part_folder(folder, part) for part in ("text_encoder", "tokenizer")}
+    for part, there in folders.items():
+        if not there.is_dir():
             raise ValueError(f"{folder} is not a complete model folder: {part} is missing.")
     text_encoder: Any = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", use_safetensors=True, dtype=torch.float32
+        folders["text_encoder"], use_safetensors=True, dtype=torch.float32
     )
     if lora_weights is not None:
         merge_lora({"text_encoder": text_encoder}, lora_weights)
@@ -249,7 +251,7 @@ def _load_text_model(name_or_path: str, lora_weights: str | None, device: str | 
         unet=None,
         vae=None,
         text_encoder=text_encoder.to(device).requires_grad_(False).eval(),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer=CLIPTokenizer.from_pretrained(folders["tokenizer"]),
         scheduler=None,
         gps_encoder=load_angle_encoder(folder, lora_weights) if is_angle else None,
         path=str(name_or_path),
