@@ -161,7 +161,7 @@ def train_gps_clip(dataset: str | Path, output_dir: str | Path, recipe: GPSClipR
 
     fit(model, batch_loss, photos, kept, recipe, checkpoints)
     _measure(model, photos, held)
-    save_module(model, out)
+    save_module(model.to(getattr(torch, recipe.save_dtype)), out)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return out
 

@@ -150,6 +150,7 @@ def train_clip(dataset: str | Path, output_dir: str | Path, recipe: ClipRecipe) 
     log.info("CLIP: R@1 among the captions of a hundred photos %.1f %%, %d held-out photos",
              100 * recall, len(held))
     scorer.model.config.update({"recall_at_1": recall, "held_out": len(held)})
+    scorer.model.to(getattr(torch, recipe.save_dtype))
     save_module(scorer, out)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return out

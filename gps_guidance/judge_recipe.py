@@ -27,6 +27,7 @@ class JudgeRecipe:
     colour_jitter: float = 0.0
     checkpointing_steps: int = 200
     held_out_fraction: float = 0.1  # of the photos, that measure the judge
+    save_dtype: str = "float32"  # float16 halves the folder; loading gives float32 either way
 
     def check(self) -> None:
         """Refuse, before any work, what cannot be trained: ValueError names the key."""
@@ -37,6 +38,9 @@ class JudgeRecipe:
         if self.train_batch_size < 2:
             raise ValueError(f"The judge's train_batch_size is {self.train_batch_size}: it learns "
                              "by comparing photos, and needs at least 2.")
+        if self.save_dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"The judge's save_dtype is {self.save_dtype!r}; it must be float32, "
+                             "float16 or bfloat16.")
         if not 0 < self.held_out_fraction < 1:
             raise ValueError(f"The judge's held_out_fraction is {self.held_out_fraction}; it must "
                              "be between 0 and 1.")

@@ -147,7 +147,8 @@ def scores_of(city: City, rows: Pairs, images: Tensor) -> dict[str, list[Any]]:
     """``clip`` and ``gps``, cosines x 100 of each image with its own prompt and position; where the
     city is procedural also what its judge reads: ``place`` and ``object``, right (1) or not (0)."""
     clip = load_image_text_scorer(city.clip)
-    gps_clip = GPSClip.from_pretrained(resolve_model(city.gps_clip), use_safetensors=True).eval()
+    gps_clip = GPSClip.from_pretrained(resolve_model(city.gps_clip), use_safetensors=True)
+    gps_clip = gps_clip.float().eval()
     found: dict[str, list[Any]] = {
         "clip": _in_parts(lambda x, part: clip.score(x, [r["prompt"] for r in part]), images, rows),
         "gps": _in_parts(lambda x, part: gps_clip.score(x, _positions(part)), images, rows),
