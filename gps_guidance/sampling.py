@@ -28,13 +28,15 @@ def _sample(kind: Any, model: DiffusionModel, prompts: Any, seed: int,
 
 
 def sample_angles(model: DiffusionModel, bearings_deg: Sequence[float], guidance_scale: float = 2.0,
-                  num_inference_steps: int = 50, seed: int = 0, use_angle: bool = True) -> Tensor:
+                  num_inference_steps: int = 50, seed: int = 0, use_angle: bool = True,
+                  prompt: str | None = None) -> Tensor:
     """One image for each bearing by Eq. 7, [B, 3, H, W] in [0, 1]; ``guidance_scale`` is its w.
 
-    ``use_angle=False`` zeroes the angle token: the text-only model, for comparison.
+    ``use_angle=False`` zeroes the angle token: the text-only model, for comparison. ``prompt`` is
+    another than the model's own.
     """
     scale = 1 + guidance_scale
-    return _sample(StableDiffusionGPSPipeline, model, None, seed, None,
+    return _sample(StableDiffusionGPSPipeline, model, prompt, seed, None,
                    bearing_deg=list(bearings_deg), guidance_scale=scale,
                    gps_guidance_scale=scale if use_angle else 0.0,
                    num_inference_steps=num_inference_steps)

@@ -15,7 +15,7 @@ from gps_guidance.reproduce.outcome import Claim, Outcome, Score
 from gps_guidance.reproduce.settings import Landmark, Settings
 from gps_guidance.reproduce.table3 import claims_of, rows_of, table_of, units_of, views_of
 from gps_guidance.reproduce.work import Done, Unit, Work
-from gps_guidance.sampling import sample_texts
+from gps_guidance.sampling import sample_angles
 
 TITLES = {"ours": "ours", "no-angle": "without the angle",
           "no-prior": "without prior preservation"}
@@ -50,8 +50,8 @@ def class_diversity(folder: Path, model: str, prompt: str, clip: str, steps: int
     The prompt is the class's, without a bearing; sheet.png shows the images.
     """
     loaded = load_angle_model(model)
-    size = loaded.angle.size
-    images = torch.cat([sample_texts(loaded, [prompt] * 16, size, 2.0, steps, seed * 10000 + at)
+    images = torch.cat([sample_angles(loaded, [0.0] * 16, 2.0, steps, seed * 10000 + at,
+                                      use_angle=False, prompt=prompt)
                         for at in range(0, IMAGES, 16)])
     write_png(folder / "sheet.png",
               image_grid([to_uint8(image.permute(1, 2, 0)) for image in images], 12))
