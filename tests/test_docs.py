@@ -122,13 +122,15 @@ def keys_written(function):
 def test_the_metrics_are_documented_and_exist():
     from gps_guidance.miniature import truth
 
-    written = (set(report.SCORES) | keys_written(truth.score) | keys_written(report._photo_scores)
+    parts = (truth.score, truth._solid_scores, truth._chamfer_scores, truth._bearing_scores)
+    of_truth = set().union(*map(keys_written, parts))
+    written = (set(report.SCORES) | of_truth | keys_written(report._photo_scores)
                | keys_written(report.finish))
     documented = table(DOCS / "formats.md", "metrics.json")
     assert set(documented) <= written, sorted(set(documented) - written)
     assert set(report.SCORES) <= set(documented)
     views = {"rgb", "opacity", "depth", "mask"}  # what pictures hold, not scores
-    needed = keys_written(truth.score) | keys_written(report._photo_scores)
+    needed = of_truth | keys_written(report._photo_scores)
     assert needed - views <= set(documented)
     assert len(documented) == len(set(documented))
 

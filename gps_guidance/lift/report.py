@@ -95,10 +95,14 @@ def render_view(system: Any, c2w: Tensor, fovy: float, height: int, width: int
     }
 
 
-def _miniature(source: Source) -> Landmark | None:
-    """The landmark of the miniature that an angle model is of, which has a truth; else None."""
+def _miniature(run: Any, source: Source) -> Landmark | None:
+    """The landmark of the miniature, which has a truth, that the angle model is of or, without one,
+    that the prompt names; else None."""
     about = angle_config(*source) if source else None
-    return photographer.LANDMARKS.get(about.get("landmark", "")) if about else None
+    if about is not None:
+        return photographer.LANDMARKS.get(about.get("landmark", ""))
+    prompt = run.cfg.system.get("prompt_processor", {}).get("prompt") or ""
+    return next((place for name, place in photographer.LANDMARKS.items() if name in prompt), None)
 
 
 def _input_photos(run: Any) -> Photos | None:
@@ -118,15 +122,20 @@ def _size(data: Any) -> tuple[int, int]:
 
 
 def _scores(run: Any, source: Source, photos: Photos | None) -> dict[str, Any]:
-    if (landmark := _miniature(source)) is not None:
-        classifier = _classifier(source)
-        geometry = run.system.geometry
-        return truth.score(
-            landmark, lambda c2w, fovy, h, w: render_view(run.system, c2w, fovy, h, w),
-            lambda points: geometry.forward_density(points.to(run.system.device)).cpu(),
-            float(geometry.cfg.radius), classifier=classifier,
-        )
+    if (landmark := _miniature(run, source)) is not None:
+        return truth_scores(landmark, run.system, _classifier(source))
     return _photo_scores(run, photos) if photos is not None else {}
+
+
+def truth_scores(landmark: Landmark, system: Any, classifier: AngleClassifier | None = None,
+                 bearings: list[float] | None = None) -> dict[str, Any]:
+    """:func:`gps_guidance.miniature.truth.score` of a run's system, a loaded trial's too."""
+    geometry = system.geometry
+    return truth.score(
+        landmark, lambda c2w, fovy, h, w: render_view(system, c2w, fovy, h, w),
+        lambda points: geometry.forward_density(points.to(system.device)).cpu(),
+        float(geometry.cfg.radius), classifier=classifier, bearings=bearings,
+    )
 
 
 def _classifier(source: Source) -> AngleClassifier | None:
@@ -191,7 +200,7 @@ def _rows(run: Any, source: Source, photos: Photos | None) -> Rows:
     height, width = _size(data)
     bearings = [360.0 / COLUMNS * k for k in range(COLUMNS)]
     rows: Rows = []
-    landmark = _miniature(source)
+    landmark = _miniature(run, source)
     if photos is not None:
         real = _full_crops(photos)
         picks = [_nearest(photos.bearings, bearing) for bearing in bearings]
