@@ -25,8 +25,8 @@ def draw_scene(
     scene = Scene(place, object, colour, weather)
     if beyond is not None and beyond not in LANDMARKS:
         raise ValueError(f"beyond {beyond!r} is no landmark: one of {', '.join(LANDMARKS)}.")
-    if size < 16:
-        raise ValueError(f"size {size} is too small to see anything: give at least 16 pixels.")
+    if size < 48:
+        raise ValueError(f"size {size} is too small for what is drawn: give at least 48 pixels.")
     if scene.weather is None:
         return _museum(scene, rng, size)
     return _outdoors(scene, rng, size, beyond)
