@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import CITY
-from transformers import CLIPConfig, CLIPModel
 
 from gps_guidance import cli
 from gps_guidance.gps_clip import GPSClip
-from gps_guidance.miniature.nets import tiny_tokenizer
+from gps_guidance.image_text import start_small_clip
 from gps_guidance.reproduce.angles import angle_scores, every_bin
 from gps_guidance.reproduce.evaluate import Judging, evaluate, retrieval
 from gps_guidance.scorers import AngleClassifier
@@ -23,19 +22,12 @@ FEW = ["--steps", "1", "--seed", "4"]
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained CLIP of one layer a side."""
+    """An untrained CLIP."""
     folder = tmp_path_factory.mktemp("judges") / "clip"
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer(["a red car", "a dog"])
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-             "num_attention_heads": 2}
-    text = {**shape, "vocab_size": len(tokenizer), "max_position_embeddings": 16,
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id}
-    CLIPModel(CLIPConfig(text_config=text, projection_dim=12,
-                         vision_config={**shape, "image_size": 32, "patch_size": 16})
-              ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    scorer = start_small_clip(["a red car", "a dog"], 16)
+    scorer.model.save_pretrained(folder)
+    scorer.tokenizer.save_pretrained(folder)
     return folder
 
 

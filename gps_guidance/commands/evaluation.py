@@ -40,13 +40,13 @@ def _reproduce(args: argparse.Namespace) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL",
                         help="a GPS model, an angle model, or the trial folder of a 3D run")
-    parser.add_argument("--clip", metavar="FOLDER", help="of a GPS model or trial: the judge of texts")
-    parser.add_argument("--gps-clip", metavar="FOLDER", help="of a GPS model: the judge of positions")
+    parser.add_argument("--clip", metavar="FOLDER", help="judge of texts: of a GPS model or a trial")
+    parser.add_argument("--gps-clip", metavar="FOLDER", help="judge of positions: of a GPS model")
     parser.add_argument("--pairs", metavar="NAME|FILE",
                         help="its list of prompts and positions: nyc, paris, miniatown or a file")
     parser.add_argument("--limit", type=types.count, metavar="N", help="only the first N pairs")
     parser.add_argument("--classifier", metavar="FOLDER",
-                        help="of an angle model: the judge of its bearings; default: in its folder")
+                        help="judge of bearings: of an angle model; default: in its folder")
     parser.add_argument("--images-per-bin", type=types.count, default=10)
     parser.add_argument("--lora", metavar="FOLDER", help="a LoRA that was trained on MODEL")
     parser.add_argument("--guidance-scale", type=float,
