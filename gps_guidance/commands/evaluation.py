@@ -40,7 +40,7 @@ def _reproduce(args: argparse.Namespace) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL",
                         help="a GPS model, an angle model, or the trial folder of a 3D run")
-    parser.add_argument("--clip", metavar="FOLDER", help="judge of texts: of a GPS model or a trial")
+    parser.add_argument("--clip", metavar="FOLDER", help="judge of texts, of a GPS model or trial")
     parser.add_argument("--gps-clip", metavar="FOLDER", help="judge of positions: of a GPS model")
     parser.add_argument("--pairs", metavar="NAME|FILE",
                         help="its list of prompts and positions: nyc, paris, miniatown or a file")
