@@ -15,7 +15,7 @@ from gps_guidance.pipeline import StableDiffusionGPSPipeline
 
 def _sample(kind: Any, model: DiffusionModel, prompts: Any, seed: int,
             size: tuple[int, int] | None, **call: Any) -> Tensor:
-    """Images [B, 3, H, W] in [0, 1] of a pipeline around the model's parts."""
+    """Images [B, 3, H, W] in [0, 1], on the CPU, of a pipeline around the model's parts."""
     parts = {name: part for name, part in model.modules().items()
              if name != "gps_encoder" or kind is StableDiffusionGPSPipeline}
     pipe = kind(**parts, tokenizer=model.tokenizer, scheduler=model.sampler, safety_checker=None,
@@ -24,7 +24,7 @@ def _sample(kind: Any, model: DiffusionModel, prompts: Any, seed: int,
     height, width = size or (None, None)
     images: Tensor = pipe(prompts, height=height, width=width, output_type="pt",
                           generator=torch.Generator().manual_seed(seed), **call).images
-    return images.float()
+    return images.float().cpu()
 
 
 def sample_angles(model: DiffusionModel, bearings_deg: Sequence[float], guidance_scale: float = 2.0,
@@ -55,7 +55,7 @@ def sample_texts(model: DiffusionModel, prompts: list[str], size: tuple[int, int
 
 
 def sample_gps(model: DiffusionModel, prompts: list[str] | None,
-               gps: Sequence[tuple[float, float]], size: tuple[int, int],
+               gps: Sequence[tuple[float, float]], size: tuple[int, int] | None,
                guidance_scale: float = 3.5, gps_guidance_scale: float = 7.5,
                num_inference_steps: int = 50, seed: int = 0) -> Tensor:
     """One image for each prompt and its (lat, lon) in degrees by Eq. 4, [B, 3, H, W] in [0, 1].

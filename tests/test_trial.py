@@ -10,6 +10,7 @@ import torch
 from gps_guidance.image_text import start_small_clip
 from gps_guidance.lift import cameras, trial
 from gps_guidance.lift.callbacks import load_checkpoint
+from gps_guidance.reproduce.evaluate import Judging, evaluate
 
 TEXT = "A photo of Leaning Tower of Pisa"
 
@@ -84,3 +85,14 @@ def test_the_clip_score_is_the_mean_of_the_views(loaded):
     each = [float(scorer.score(view[None], [TEXT]))
             for view in trial.random_views(system, data, 3, seed=5)]
     assert score == pytest.approx(sum(each) / 3, abs=1e-3) and len(set(each)) == 3
+
+
+def test_evaluate_scores_thirty_views_by_the_models_prompt(folder, loaded, tmp_path):
+    torch.manual_seed(0)
+    scorer = start_small_clip([TEXT], 16)
+    scorer.model.save_pretrained(tmp_path)
+    scorer.tokenizer.save_pretrained(tmp_path)
+    score = evaluate(str(folder), Judging(clip=str(tmp_path), seed=5))["clip"]
+    assert score.count == 30
+    assert score.mean == pytest.approx(trial.clip_score_of_views(*loaded, scorer, TEXT, seed=5),
+                                       abs=1e-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from gps_guidance import geo
 from gps_guidance.dataset import Photos, load_photos
 from gps_guidance.geocoding import address_prompt
 from gps_guidance.gps_clip import GPSClip
-from gps_guidance.image_text import load_image_text_scorer
+from gps_guidance.image_text import ImageTextScorer, load_image_text_scorer
 from gps_guidance.lift.export import image_grid, to_uint8, write_png
 from gps_guidance.miniature import city as miniatown
 from gps_guidance.miniature.city_photographer import take_city_photos
 from gps_guidance.miniature.scene_judge import SceneJudge
-from gps_guidance.models import load_model, resolve_model
+from gps_guidance.models import load_model, load_part, resolve_model
 from gps_guidance.photos.ingest import ingest
 from gps_guidance.photos.manifest import is_dataset
 from gps_guidance.reproduce.settings import City
@@ -65,7 +65,8 @@ def photos_of(city: City, folder: Path) -> Photos:
 
 
 @cache
-def _model(name: str) -> Any:
+def model_of(name: str) -> Any:
+    """The model, loaded once in a process, where it is fast."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return load_model(name).to(device)
 
@@ -74,28 +75,28 @@ def _model(name: str) -> Any:
 
 
 def _gps(city: City, rows: Pairs, seed: int) -> Tensor:
-    return sample_gps(_model(city.model), [row["prompt"] for row in rows], _positions(rows),
+    return sample_gps(model_of(city.model), [row["prompt"] for row in rows], _positions(rows),
                       _size(city), city.guidance_scale, city.gps_guidance_scale, city.steps, seed)
 
 
 def _gps_without_text(city: City, rows: Pairs, seed: int) -> Tensor:
-    return sample_gps(_model(city.model), None, _positions(rows), _size(city), 1.0,
+    return sample_gps(model_of(city.model), None, _positions(rows), _size(city), 1.0,
                       city.gps_guidance_scale, city.steps, seed)
 
 
 def _text(city: City, rows: Pairs, seed: int) -> Tensor:
-    return sample_texts(_model(city.base), [row["prompt"] for row in rows], _size(city),
+    return sample_texts(model_of(city.base), [row["prompt"] for row in rows], _size(city),
                         city.guidance_scale - 1, city.steps, seed)
 
 
 def _text_and_address(city: City, rows: Pairs, seed: int) -> Tensor:
-    return sample_texts(_model(city.base), _with_addresses(rows), _size(city),
+    return sample_texts(model_of(city.base), _with_addresses(rows), _size(city),
                         city.guidance_scale - 1, city.steps, seed)
 
 
 def _trained_on_addresses(city: City, rows: Pairs, seed: int) -> Tensor:
     assert city.address_model is not None
-    return sample_texts(_model(city.address_model), _with_addresses(rows), _size(city),
+    return sample_texts(model_of(city.address_model), _with_addresses(rows), _size(city),
                         city.guidance_scale - 1, city.steps, seed)
 
 
@@ -134,24 +135,50 @@ def sample_and_score(folder: Path, city: dict[str, Any], method: str, seed: int)
     if method == "nearest":
         images = nearest(photos_of(where, folder), rows)
     else:
-        images = torch.cat([METHODS[method](where, rows[at : at + BATCH], seed * 10000 + at)
-                            for at in range(0, len(rows), BATCH)])
+        images = torch.cat([METHODS[method](where, part, own) for part, own in parts(rows, seed)])
     step = max(1, len(images) // SHEET)
     shown = [to_uint8(image.permute(1, 2, 0)) for image in images[::step][:SHEET]]
     write_png(folder / "sheet.png", image_grid(shown, columns=12))
     return scores_of(where, rows, images)
 
 
+def parts(rows: Pairs, seed: int) -> Iterator[tuple[Pairs, int]]:
+    """The rows in batches, each with a seed of its own."""
+    for at in range(0, len(rows), BATCH):
+        yield rows[at : at + BATCH], seed * 10000 + at
+
+
+def load_judge(folder: str) -> GPSClip:
+    """A GPS-CLIP in single precision, frozen; ValueError if the folder holds none."""
+    judge: GPSClip = load_part(GPSClip.from_pretrained, resolve_model(folder), use_safetensors=True)
+    return judge.float().requires_grad_(False).eval()
+
+
+def clip_scores(judge: ImageTextScorer, rows: Pairs, images: Tensor) -> list[float]:
+    """Cosine x 100 of each image with its own prompt."""
+    return [round(value, 4) for part, own in _in_parts(rows, images)
+            for value in judge.score(own, [row["prompt"] for row in part]).tolist()]
+
+
+def gps_scores(judge: GPSClip, rows: Pairs, images: Tensor) -> list[float]:
+    """Cosine x 100 of each image with its own position."""
+    return [round(value, 4) for part, own in _in_parts(rows, images)
+            for value in judge.score(own, _positions(part)).tolist()]
+
+
+def gps_similarities(judge: GPSClip, rows: Pairs, images: Tensor) -> Tensor:
+    """Cosine x 100 [N, N] of each image with the position of every row."""
+    return torch.cat([judge.similarities(own, _positions(rows)).cpu()
+                      for _, own in _in_parts(rows, images)])
+
+
 @torch.no_grad()
 def scores_of(city: City, rows: Pairs, images: Tensor) -> dict[str, list[Any]]:
     """``clip`` and ``gps``, cosines x 100 of each image with its own prompt and position; where the
     city is procedural also what its judge reads: ``place`` and ``object``, right (1) or not (0)."""
-    clip = load_image_text_scorer(city.clip)
-    gps_clip = GPSClip.from_pretrained(resolve_model(city.gps_clip), use_safetensors=True)
-    gps_clip = gps_clip.float().eval()
     found: dict[str, list[Any]] = {
-        "clip": _in_parts(lambda x, part: clip.score(x, [r["prompt"] for r in part]), images, rows),
-        "gps": _in_parts(lambda x, part: gps_clip.score(x, _positions(part)), images, rows),
+        "clip": clip_scores(load_image_text_scorer(city.clip), rows, images),
+        "gps": gps_scores(load_judge(city.gps_clip), rows, images),
     }
     if city.scene_judge is not None:
         judge = SceneJudge.from_pretrained(resolve_model(city.scene_judge), use_safetensors=True)
@@ -162,7 +189,6 @@ def scores_of(city: City, rows: Pairs, images: Tensor) -> dict[str, list[Any]]:
     return found
 
 
-def _in_parts(score: Callable[[Tensor, Pairs], Tensor], images: Tensor, rows: Sequence[Any]
-              ) -> list[float]:
-    return [round(value, 4) for at in range(0, len(images), BATCH)
-            for value in score(images[at : at + BATCH], list(rows[at : at + BATCH])).tolist()]
+def _in_parts(rows: Pairs, images: Tensor) -> Iterator[tuple[Pairs, Tensor]]:
+    for at in range(0, len(rows), BATCH):
+        yield rows[at : at + BATCH], images[at : at + BATCH]
