@@ -15,7 +15,7 @@ from gps_guidance.pipeline import StableDiffusionGPSPipeline
 
 def _sample(kind: Any, model: DiffusionModel, prompts: Any, seed: int,
             size: tuple[int, int] | None, **call: Any) -> Tensor:
-    """Images [B, 3, H, W] in [0, 1] of a pipeline around the model's parts."""
+    """Images [B, 3, H, W] in [0, 1], on the CPU, of a pipeline around the model's parts."""
     parts = {name: part for name, part in model.modules().items()
              if name != "gps_encoder" or kind is StableDiffusionGPSPipeline}
     pipe = kind(**parts, tokenizer=model.tokenizer, scheduler=model.sampler, safety_checker=None,
@@ -24,7 +24,7 @@ def _sample(kind: Any, model: DiffusionModel, prompts: Any, seed: int,
     height, width = size or (None, None)
     images: Tensor = pipe(prompts, height=height, width=width, output_type="pt",
                           generator=torch.Generator().manual_seed(seed), **call).images
-    return images.float()
+    return images.float().cpu()
 
 
 def sample_angles(model: DiffusionModel, bearings_deg: Sequence[float], guidance_scale: float = 2.0,
@@ -66,3 +66,16 @@ def sample_gps(model: DiffusionModel, prompts: list[str] | None,
     return _sample(StableDiffusionGPSPipeline, model, prompts, seed, size, gps=list(gps),
                    guidance_scale=guidance_scale, gps_guidance_scale=gps_guidance_scale,
                    num_inference_steps=num_inference_steps)
+
+
+def sample_average(model: DiffusionModel, prompt: str, area: Any, size: tuple[int, int],
+                   guidance_scale: float = 3.5, gps_guidance_scale: float = 7.5,
+                   num_locations: int = 64, num_inference_steps: int = 50, seed: int = 0) -> Tensor:
+    """One image for a whole area by Eq. 8, [1, 3, H, W] in [0, 1].
+
+    ``area`` is as in :func:`gps_guidance.areas.read_area`. The seed's initial noise is the same for
+    every area.
+    """
+    return _sample(StableDiffusionGPSPipeline, model, prompt, seed, size, area=area,
+                   guidance_scale=guidance_scale, gps_guidance_scale=gps_guidance_scale,
+                   num_locations=num_locations, num_inference_steps=num_inference_steps)

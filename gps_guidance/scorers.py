@@ -59,11 +59,16 @@ class AngleClassifier(ModelMixin, ConfigMixin):
         return self(images).argmax(dim=1).cpu().numpy()
 
 
+def bins_apart(found: np.ndarray, true: np.ndarray, num_bins: int) -> np.ndarray:
+    """How many bins lie between ``found`` and ``true`` ones [B], the shorter way round."""
+    step = 360.0 / num_bins
+    return np.abs(geo.angle_difference_deg(found * step, true * step)) / step
+
+
 def bin_agreement(found: np.ndarray, true: np.ndarray, num_bins: int) -> tuple[float, float]:
     """Fractions of ``found`` bins that equal ``true`` ones, and that lie within one bin of them."""
-    off = np.abs(geo.angle_difference_deg(found * 360.0 / num_bins, true * 360.0 / num_bins))
-    step = 360.0 / num_bins
-    return float(np.mean(off < 0.5 * step)), float(np.mean(off < 1.5 * step))
+    apart = bins_apart(found, true, num_bins)
+    return float(np.mean(apart < 0.5)), float(np.mean(apart < 1.5))
 
 
 def fit_angle_classifier(photos: Photos, num_bins: int = 36, steps: int = 2000,

@@ -65,7 +65,8 @@ def photos_of(city: City, folder: Path) -> Photos:
 
 
 @cache
-def _model(name: str) -> Any:
+def model_of(name: str) -> Any:
+    """The model, loaded once in a process, where it is fast."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return load_model(name).to(device)
 
@@ -74,28 +75,28 @@ def _model(name: str) -> Any:
 
 
 def _gps(city: City, rows: Pairs, seed: int) -> Tensor:
-    return sample_gps(_model(city.model), [row["prompt"] for row in rows], _positions(rows),
+    return sample_gps(model_of(city.model), [row["prompt"] for row in rows], _positions(rows),
                       _size(city), city.guidance_scale, city.gps_guidance_scale, city.steps, seed)
 
 
 def _gps_without_text(city: City, rows: Pairs, seed: int) -> Tensor:
-    return sample_gps(_model(city.model), None, _positions(rows), _size(city), 1.0,
+    return sample_gps(model_of(city.model), None, _positions(rows), _size(city), 1.0,
                       city.gps_guidance_scale, city.steps, seed)
 
 
 def _text(city: City, rows: Pairs, seed: int) -> Tensor:
-    return sample_texts(_model(city.base), [row["prompt"] for row in rows], _size(city),
+    return sample_texts(model_of(city.base), [row["prompt"] for row in rows], _size(city),
                         city.guidance_scale - 1, city.steps, seed)
 
 
 def _text_and_address(city: City, rows: Pairs, seed: int) -> Tensor:
-    return sample_texts(_model(city.base), _with_addresses(rows), _size(city),
+    return sample_texts(model_of(city.base), _with_addresses(rows), _size(city),
                         city.guidance_scale - 1, city.steps, seed)
 
 
 def _trained_on_addresses(city: City, rows: Pairs, seed: int) -> Tensor:
     assert city.address_model is not None
-    return sample_texts(_model(city.address_model), _with_addresses(rows), _size(city),
+    return sample_texts(model_of(city.address_model), _with_addresses(rows), _size(city),
                         city.guidance_scale - 1, city.steps, seed)
 
 
