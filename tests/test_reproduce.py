@@ -66,6 +66,7 @@ def test_the_papers_scale_loads_once_it_is_filled_in() -> None:
     assert [one.text_model for one in found.landmarks] == ["my-base"] * 6
     for one in found.landmarks:
         assert one.clip == "my-clip"
+        assert one.overrides == ["system.guidance.pretrained_model_name_or_path=my-model"]
         for config in (one.config, one.view_prompts_config, one.perp_neg_config):
             assert config is not None and find_config(config).is_file()
 
@@ -238,11 +239,10 @@ def test_table_1_by_hand(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "lat": 0, "lon": 0, "seen": seen} for seen in (True, True, False)]
     (tmp_path / "pairs.json").write_text(json.dumps({"pairs": rows}))
     city = City("Town", "m", "b", str(tmp_path / "pairs.json"), "c", "g")
-    settings = Settings("mine", [city], [], seeds=[1, 2])
     result = {"clip": [10, 20, 30], "gps": [0, 0, 60], "place": [1, 0, 1], "object": [1, 1, 0]}
     done = {unit.name: Done(result) for unit in table1.method_units(city, ["ours"], [1, 2])}
     assert sorted(done) == ["town/ours-1", "town/ours-2"]
-    scores = table1.method_scores(settings, "ours", done)
+    scores = table1.method_scores([city], [1, 2], "ours", done)
     means = {key: (score.mean, score.count) for key, score in scores.items()}
     assert means == {"clip": (20, 6), "gps": (20, 6), "average": (20, 6), "place": (50, 4),
                      "object": (100, 4), "unseen_place": (100, 2), "unseen_object": (0, 2)}
@@ -399,7 +399,7 @@ def test_the_truth_of_a_procedural_landmark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({}, "train classifier"), ({"classifier": "bins"}, "reads 12 bins"),
+    ({}, "has no classifier"), ({"classifier": "bins"}, "reads 12 bins"),
     ({"model": "gps"}, "GPS model"),
 ])
 def test_a_landmark_without_a_judge(

@@ -16,8 +16,9 @@ from gps_guidance.dataset import load_photos
 from gps_guidance.encoders import AngleEncoder
 from gps_guidance.lift.export import to_uint8
 from gps_guidance.miniature import photographer
-from gps_guidance.models import load_angle_encoder, load_part, resolve_model
+from gps_guidance.models import load_angle_encoder
 from gps_guidance.reproduce.city import BATCH, model_of
+from gps_guidance.reproduce.landmark import classifier_of
 from gps_guidance.reproduce.outcome import (
     Claim,
     Outcome,
@@ -61,7 +62,7 @@ def sample_and_read(folder: Path, landmark: dict[str, Any], method: str, seed: i
     """``images_per_bin`` images for each bin, and how many bins away the classifier reads each:
     ``apart``, in the order of the bins. Also shown.png, the first image of some bins."""
     where = Landmark(**landmark)
-    judge = classifier_of(where)
+    judge = judge_of(where)
     encoder = load_angle_encoder(where.model)
     bins = np.repeat(np.arange(encoder.config.num_bins), where.images_per_bin)
     images = torch.cat([
@@ -88,7 +89,7 @@ def read_photos(folder: Path, landmark: dict[str, Any]) -> dict[str, Any]:
     """What the classifier reads of photos held out of its training, as fractions. Also shown.png:
     photos from some bearings, of a procedural landmark the truth."""
     where = Landmark(**landmark)
-    judge, encoder = classifier_of(where), load_angle_encoder(where.model)
+    judge, encoder = judge_of(where), load_angle_encoder(where.model)
     num_bins = encoder.config.num_bins
     bearings = geo.bin_bearing_deg(shown_bins(num_bins), num_bins)
     procedural = photographer.LANDMARKS.get(encoder.config.landmark)
@@ -107,21 +108,18 @@ def read_photos(folder: Path, landmark: dict[str, Any]) -> dict[str, Any]:
             "held_out": judge.config.held_out}
 
 
-def classifier_of(landmark: Landmark) -> AngleClassifier:
-    """The judge of a landmark's bearings; ValueError if there is none, or of other bins than the
-    model's."""
-    folder = (resolve_model(landmark.classifier) if landmark.classifier
-              else resolve_model(landmark.model) / "angle_classifier")
-    if not folder.is_dir():
-        raise ValueError(f"There is no {folder}: make it with `gps-guidance train classifier`, or "
-                         "give the landmark's classifier.")
-    judge: AngleClassifier = load_part(AngleClassifier.from_pretrained, folder,
-                                       use_safetensors=True, torch_dtype=torch.float32)
+def judge_of(landmark: Landmark) -> AngleClassifier:
+    """The classifier of a landmark's bearings; ValueError if there is none, or of other bins than
+    the model's."""
+    judge = classifier_of(landmark)
+    if judge is None:
+        raise ValueError(f"{landmark.name} has no classifier: make it with `gps-guidance train "
+                         "classifier`, or give its folder as the landmark's classifier.")
     bins = load_angle_encoder(landmark.model).config.num_bins
     if judge.config.num_bins != bins:
-        raise ValueError(f"{folder} reads {judge.config.num_bins} bins, {landmark.model} has "
-                         f"{bins}: train the classifier for this model.")
-    return judge.eval()
+        raise ValueError(f"The classifier of {landmark.name} reads {judge.config.num_bins} bins, "
+                         f"its model has {bins}: train the classifier for this model.")
+    return judge
 
 
 def shown_bins(num_bins: int) -> np.ndarray:
