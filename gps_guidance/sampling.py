@@ -66,3 +66,16 @@ def sample_gps(model: DiffusionModel, prompts: list[str] | None,
     return _sample(StableDiffusionGPSPipeline, model, prompts, seed, size, gps=list(gps),
                    guidance_scale=guidance_scale, gps_guidance_scale=gps_guidance_scale,
                    num_inference_steps=num_inference_steps)
+
+
+def sample_average(model: DiffusionModel, prompt: str, area: Any, size: tuple[int, int],
+                   guidance_scale: float = 3.5, gps_guidance_scale: float = 7.5,
+                   num_locations: int = 64, num_inference_steps: int = 50, seed: int = 0) -> Tensor:
+    """One image for a whole area by Eq. 8, [1, 3, H, W] in [0, 1].
+
+    ``area`` is as in :func:`gps_guidance.areas.read_area`. The seed's initial noise is the same for
+    every area.
+    """
+    return _sample(StableDiffusionGPSPipeline, model, prompt, seed, size, area=area,
+                   guidance_scale=guidance_scale, gps_guidance_scale=gps_guidance_scale,
+                   num_locations=num_locations, num_inference_steps=num_inference_steps)

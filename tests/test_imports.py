@@ -102,6 +102,7 @@ def test_only_the_extension_imports_threestudio():
         ("gps_guidance.photos.inspection", "torch diffusers transformers lightning"),
         ("gps_guidance.lift.config", "torch diffusers transformers lightning"),
         ("gps_guidance.judge_recipe", "torch diffusers transformers lightning"),
+        ("gps_guidance.reproduce.settings", "torch diffusers transformers lightning"),
     ],
 )
 def test_light_modules_stay_light(module, heavy):

@@ -13,8 +13,11 @@ import torch
 from gps_guidance.reproduce import (
     ablation_3d,
     ablation_geo,
+    fig6,
     fig8,
+    fig9,
     table1,
+    table2,
     table3,
 )
 from gps_guidance.reproduce.outcome import Outcome
@@ -27,10 +30,13 @@ log = logging.getLogger(__name__)
 # Each has units(settings) -> list[Unit], and outcome(settings, work, done) -> Outcome of theirs.
 EXPERIMENTS: dict[str, ModuleType] = {
     "table1": table1,
+    "table2": table2,
     "table3": table3,
     "ablation-geo": ablation_geo,
     "ablation-3d": ablation_3d,
+    "fig6": fig6,
     "fig8": fig8,
+    "fig9": fig9,
 }
 
 
@@ -53,13 +59,14 @@ def reproduce(names: Sequence[str], out: str | Path, scale: str = "miniature",
         processes = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     work = Work(folder / "work", processes)
     units = {name: EXPERIMENTS[name].units(settings) for name in EXPERIMENTS}
-    chosen = [name for name in EXPERIMENTS if not names or name in names]
+    chosen = [name for name in EXPERIMENTS if units[name] and (not names or name in names)]
     # the page also shows what an earlier call has made
-    chosen += [name for name in EXPERIMENTS if name not in chosen and all(map(work.found,
-                                                                              units[name]))]
+    chosen += [name for name in EXPERIMENTS if name not in chosen and units[name]
+               and all(map(work.found, units[name]))]
     done = work.run(unit for name in chosen for unit in units[name])
     outcomes: dict[str, Outcome] = {}
-    missing = []
+    missing = [f"{name} is not made: the settings have nothing that it shows."
+               for name in names if not units[name]]
     for name in sorted(chosen, key=list(EXPERIMENTS).index):
         failed = [f"{unit.name}: {done[unit.name].error}" for unit in units[name]
                   if done[unit.name].error]

@@ -33,7 +33,10 @@ class City:
     areas: str | None = None  # GeoJSON of the areas of Fig. 6; null: of the procedural city
     area_names: list[str] = field(default_factory=list)
     area_prompt: str = "building"
+    area_locations: int = 64  # M of Eq. 8
+    # Fig. 9 has each prompt at each place, a name with its lat and lon; the name is what is shown
     attention_prompts: list[str] = field(default_factory=list)
+    attention_places: dict[str, list[float]] = field(default_factory=dict)
     resolution: int = 512
     guidance_scale: float = 7.5  # w_p of Eq. 4, and of text alone
     gps_guidance_scale: float = 7.5  # w_g
@@ -54,6 +57,7 @@ class Landmark:
     guidance_scale: float = 2.0  # w of Eq. 7 for images
     steps: int = 50
     images_per_bin: int = 10
+    attention_bearing: float = 45.0  # of Fig. 9, in degrees
     clip: str | None = None  # null: no CLIP score of the 3D views
     config: str | None = None  # gps-sds-...; null: no 3D
     view_prompts_config: str | None = None
@@ -70,6 +74,11 @@ class Settings:
     landmarks: list[Landmark]
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     seeds_3d: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's."""
+    return name.lower().replace(" ", "-")
 
 
 def load_settings(scale: str, overrides: Sequence[str] = ()) -> Settings:

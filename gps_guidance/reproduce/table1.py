@@ -16,7 +16,7 @@ from gps_guidance.reproduce.outcome import (
     claim_above,
     claim_at_least,
 )
-from gps_guidance.reproduce.settings import City, Settings
+from gps_guidance.reproduce.settings import City, Settings, slug
 from gps_guidance.reproduce.work import Done, Unit, Work
 
 TITLES = {"nearest": "GPS nearest neighbour", "address": "base model, text and address",
@@ -37,8 +37,7 @@ SEEN_GOAL, UNSEEN_GOAL = 85.0, 0.7
 
 def method_units(city: City, methods: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
     """A unit for each method and seed; the nearest photo is the same for every seed."""
-    place = city.name.lower().replace(" ", "-")
-    return [Unit(f"{place}/{method}-{seed}", sample_and_score,
+    return [Unit(f"{slug(city.name)}/{method}-{seed}", sample_and_score,
                  {"city": asdict(city), "method": method, "seed": seed})
             for method in methods
             for seed in ([0] if method == "nearest" else seeds)]
