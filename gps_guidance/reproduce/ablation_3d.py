@@ -12,7 +12,7 @@ from gps_guidance.image_text import load_image_text_scorer
 from gps_guidance.lift.export import image_grid, to_uint8, write_png
 from gps_guidance.models import load_angle_model
 from gps_guidance.reproduce.outcome import Claim, Outcome, Score
-from gps_guidance.reproduce.settings import Landmark, Settings
+from gps_guidance.reproduce.settings import Landmark, Settings, slug
 from gps_guidance.reproduce.table3 import claims_of, rows_of, table_of, units_of, views_of
 from gps_guidance.reproduce.work import Done, Unit, Work
 from gps_guidance.sampling import sample_angles
@@ -35,9 +35,8 @@ def units(settings: Settings) -> list[Unit]:
 
 
 def _class_unit(landmark: Landmark, which: str, seed: int) -> Unit:
-    place = landmark.name.lower().replace(" ", "-")
     model = landmark.model if which == "ours" else landmark.no_prior_model
-    return Unit(f"{place}/class-{which}-{seed}", class_diversity,
+    return Unit(f"{slug(landmark.name)}/class-{which}-{seed}", class_diversity,
                 {"model": model, "prompt": landmark.class_prompt, "clip": landmark.clip,
                  "steps": landmark.steps, "seed": seed})
 

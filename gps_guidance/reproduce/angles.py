@@ -47,11 +47,16 @@ def sample_bins(model: DiffusionModel, bins: np.ndarray, guidance_scale: float =
         for at in tqdm(range(0, len(bins), BATCH), desc="images", unit="batch", leave=False)])
 
 
+def read_apart(classifier: AngleClassifier, images: Tensor, bins: np.ndarray) -> np.ndarray:
+    """How many bins [B] away from its own each image is read."""
+    found = np.concatenate([classifier.read_bins(part) for part in images.split(BATCH)])
+    return bins_apart(found, bins, classifier.config.num_bins)
+
+
 def angle_scores(classifier: AngleClassifier, images: Tensor, bins: np.ndarray
                  ) -> dict[str, list[float]]:
     """``angle_accuracy`` and ``within_one``: for each image 100 if its very bin is read, or one at
     most one bin away, else 0."""
-    found = np.concatenate([classifier.read_bins(part) for part in images.split(BATCH)])
-    apart = bins_apart(found, bins, classifier.config.num_bins)
+    apart = read_apart(classifier, images, bins)
     return {"angle_accuracy": (100.0 * (apart < 0.5)).tolist(),
             "within_one": (100.0 * (apart < 1.5)).tolist()}

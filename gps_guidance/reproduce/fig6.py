@@ -12,11 +12,10 @@ import numpy as np
 import shapely
 
 from gps_guidance.areas import read_area, sample_area
-from gps_guidance.gps_clip import GPSClip
 from gps_guidance.miniature import city as miniatown
 from gps_guidance.miniature.scene_judge import SceneJudge
 from gps_guidance.models import resolve_model
-from gps_guidance.reproduce.city import model_of, photos_of
+from gps_guidance.reproduce.city import load_judge, model_of, photos_of
 from gps_guidance.reproduce.outcome import Outcome, Score, Table, claim_above
 from gps_guidance.reproduce.settings import City, Settings, slug
 from gps_guidance.reproduce.sheets import draw_sheet, pictures, read_row, write_row
@@ -71,7 +70,7 @@ def sample_and_score(folder: Path, city: dict[str, Any], area: str, seed: int) -
                            (where.resolution, where.resolution), where.guidance_scale,
                            where.gps_guidance_scale, where.area_locations, where.steps, seed)
     write_row(folder / "average.png", pictures(image))
-    gps_clip = GPSClip.from_pretrained(resolve_model(where.gps_clip), use_safetensors=True).eval()
+    gps_clip = load_judge(where.gps_clip)
     found: dict[str, Any] = {"gps": {}}
     for name, outline in outlines.items():
         points = sample_area(outline, where.area_locations, np.random.default_rng(0))

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from gps_guidance.lift.trial import clip_score_of_views, load_trial
 from gps_guidance.miniature import truth
 from gps_guidance.miniature.photographer import LANDMARKS
 from gps_guidance.models import resolve_model
+from gps_guidance.reproduce.angles import load_classifier
 from gps_guidance.reproduce.outcome import Score
-from gps_guidance.reproduce.settings import Landmark
+from gps_guidance.reproduce.settings import Landmark, slug
 from gps_guidance.reproduce.work import Done, Unit
-from gps_guidance.scorers import AngleClassifier
 
 VIEWS = 12  # of a strip around the landmark
 LAUNCH = "import sys; from gps_guidance.lift.engine import launch; sys.exit(launch(sys.argv[1:]))"
@@ -51,7 +50,8 @@ def method_units(landmark: Landmark, method: str, seeds: Iterable[int]) -> list[
     if method in ("view-prompts", "perp-neg"):
         config = (landmark.view_prompts_config if method == "view-prompts"
                   else landmark.perp_neg_config)
-        changes = [f"system.guidance.pretrained_model_name_or_path={landmark.text_model}"]
+        changes = [f"system.guidance.pretrained_model_name_or_path={landmark.text_model}",
+                   f"system.prompt_processor.prompt=a photo of {landmark.name}"]
     elif method == "no-angle":
         changes = ["system.guidance.angle_dropout=1"]
     elif method == "no-prior":
@@ -60,19 +60,19 @@ def method_units(landmark: Landmark, method: str, seeds: Iterable[int]) -> list[
         changes = [f"system.guidance.pretrained_model_name_or_path={landmark.no_prior_model}"]
     if landmark.config is None or config is None:
         return []
-    place = landmark.name.lower().replace(" ", "-")
-    return [Unit(f"{place}/{method}-{seed}", lift,
-                 {"landmark": asdict(landmark), "config": config, "changes": changes, "seed": seed})
+    judges = {"clip": landmark.clip, "classifier": classifier_folder(landmark)}
+    return [Unit(f"{slug(landmark.name)}/{method}-{seed}", lift,
+                 {"name": landmark.name, "judges": judges, "config": config,
+                  "changes": [*landmark.overrides, *changes], "seed": seed})
             for seed in seeds]
 
 
-def lift(folder: Path, landmark: dict[str, Any], config: str, changes: list[str], seed: int
-         ) -> dict[str, float]:
-    """Run ``launch.py`` with a config and score what it grew.
+def lift(folder: Path, name: str, judges: dict[str, str | None], config: str, changes: list[str],
+         seed: int) -> dict[str, float]:
+    """Run ``launch.py`` with a config and score what it grew of the landmark ``name``.
 
     ``trial/run`` is its folder, views.png a strip of bearings. It goes on from its last checkpoint.
     """
-    where = Landmark(**landmark)
     trial = folder / "trial" / "run"
     resume = []
     if (trial / "ckpts" / "last.ckpt").is_file():
@@ -80,8 +80,7 @@ def lift(folder: Path, landmark: dict[str, Any], config: str, changes: list[str]
     else:
         shutil.rmtree(trial, ignore_errors=True)
     words = ["--config", config, "--train", "--engine", "portable", f"exp_root_dir={folder}",
-             "name=trial", "tag=run", "use_timestamp=false", f"seed={seed}", *where.overrides,
-             *changes, *resume]
+             "name=trial", "tag=run", "use_timestamp=false", f"seed={seed}", *changes, *resume]
     with open(folder / "launch.log", "w", encoding="utf-8") as log:
         code = subprocess.run([sys.executable, "-c", LAUNCH, *words], stdout=log, stderr=log,
                               check=False).returncode
@@ -90,11 +89,11 @@ def lift(folder: Path, landmark: dict[str, Any], config: str, changes: list[str]
     if code:
         raise ValueError(f"launch.py {' '.join(words)} ended with {code}: see "
                          f"{folder / 'launch.log'}.")
-    return score_trial(folder, where)
+    return score_trial(folder, name, judges)
 
 
 @torch.no_grad()
-def score_trial(folder: Path, landmark: Landmark) -> dict[str, float]:
+def score_trial(folder: Path, name: str, judges: Mapping[str, str | None]) -> dict[str, float]:
     """The scores of a finished trial: against the exact truth where the landmark has one, and by
     CLIP where there is a judge."""
     system, plan = load_trial(folder / "trial" / "run")
@@ -103,24 +102,24 @@ def score_trial(folder: Path, landmark: Landmark) -> dict[str, float]:
     def view(c2w: Tensor, fovy: float, height: int, width: int) -> dict[str, Tensor]:
         return render_view(system, c2w, fovy, height, width)
 
-    found: dict[str, float] = {}
-    if landmark.name in LANDMARKS:
-        found |= truth.score(LANDMARKS[landmark.name], view, system.geometry.forward_density,
-                             float(system.geometry.cfg.radius), classifier=classifier_of(landmark))
-    if landmark.clip is not None:
-        scorer = load_image_text_scorer(landmark.clip)
-        found["clip"] = clip_score_of_views(system, data, scorer, landmark.name)
+    found: dict[str, Any] = {}
+    if name in LANDMARKS:
+        reads = judges["classifier"]
+        found |= truth.score(LANDMARKS[name], view, system.geometry.forward_density,
+                             float(system.geometry.cfg.radius),
+                             classifier=load_classifier(reads, name) if reads else None)
+    if judges["clip"] is not None:
+        scorer = load_image_text_scorer(judges["clip"])
+        found["clip"] = clip_score_of_views(system, data, scorer, name)
     strip = [view(*photo_camera(data, 360.0 / VIEWS * k), 96, 96)["rgb"] for k in range(VIEWS)]
     write_png(folder / "views.png", image_grid([to_uint8(rgb) for rgb in strip], VIEWS))
     return {key: float(value) for key, value in found.items() if value is not None}
 
 
-def classifier_of(landmark: Landmark) -> AngleClassifier | None:
-    """The judge of the landmark's bearings, None if there is none."""
+def classifier_folder(landmark: Landmark) -> str | None:
+    """Where the judge of the landmark's bearings is, None if there is none."""
     folder = Path(landmark.classifier or resolve_model(landmark.model) / "angle_classifier")
-    if not folder.is_dir():
-        return None
-    return AngleClassifier.from_pretrained(folder, use_safetensors=True).float().eval()
+    return str(folder) if folder.is_dir() else None
 
 
 def method_scores(landmarks: Iterable[Landmark], method: str, seeds: list[int],

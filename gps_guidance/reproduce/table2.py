@@ -16,9 +16,15 @@ from gps_guidance.dataset import load_photos
 from gps_guidance.encoders import AngleEncoder
 from gps_guidance.lift.export import to_uint8
 from gps_guidance.miniature import photographer
-from gps_guidance.models import load_angle_encoder
-from gps_guidance.reproduce.city import BATCH, model_of
-from gps_guidance.reproduce.landmark import classifier_of
+from gps_guidance.models import load_angle_encoder, resolve_model
+from gps_guidance.reproduce.angles import (
+    BATCH,
+    every_bin,
+    load_classifier,
+    read_apart,
+    sample_bins,
+)
+from gps_guidance.reproduce.city import model_of
 from gps_guidance.reproduce.outcome import (
     Claim,
     Outcome,
@@ -30,8 +36,8 @@ from gps_guidance.reproduce.outcome import (
 from gps_guidance.reproduce.settings import Landmark, Settings, slug
 from gps_guidance.reproduce.sheets import draw_sheet, pictures, read_row, write_row
 from gps_guidance.reproduce.work import Done, Unit, Work
-from gps_guidance.sampling import sample_angles, sample_texts
-from gps_guidance.scorers import AngleClassifier, bins_apart
+from gps_guidance.sampling import sample_texts
+from gps_guidance.scorers import AngleClassifier
 
 TITLES = {"chance": "chance", "text": "base model, text", "no-angle": "ours, without the angle",
           "ours": "ours", "photos": "photos the classifier has not seen"}
@@ -64,25 +70,24 @@ def sample_and_read(folder: Path, landmark: dict[str, Any], method: str, seed: i
     where = Landmark(**landmark)
     judge = judge_of(where)
     encoder = load_angle_encoder(where.model)
-    bins = np.repeat(np.arange(encoder.config.num_bins), where.images_per_bin)
-    images = torch.cat([
-        _sample(where, encoder, method, bins[at : at + BATCH], seed * 10000 + at)
-        for at in range(0, len(bins), BATCH)])
-    found = np.concatenate([judge.read_bins(part) for part in images.split(BATCH)])
+    bins = every_bin(encoder.config.num_bins, where.images_per_bin)
+    if method == "text":
+        images = _without_bearing(where, encoder, len(bins), seed)
+    else:
+        images = sample_bins(model_of(where.model), bins, where.guidance_scale, where.steps, seed,
+                             use_angle=method == "ours")
     first = shown_bins(encoder.config.num_bins) * where.images_per_bin
     write_row(folder / "shown.png", pictures(images[first]))
-    apart = bins_apart(found, bins, encoder.config.num_bins).round().astype(int)
-    return {"apart": apart.tolist(), "num_bins": encoder.config.num_bins}
+    apart = read_apart(judge, images, bins)
+    return {"apart": apart.round().astype(int).tolist(), "num_bins": encoder.config.num_bins}
 
 
-def _sample(where: Landmark, encoder: AngleEncoder, method: str, bins: np.ndarray, seed: int
-            ) -> Tensor:
-    if method == "text":
-        return sample_texts(model_of(where.text_model), [encoder.prompt] * len(bins), encoder.size,
-                            where.guidance_scale, where.steps, seed)
-    bearings = geo.bin_bearing_deg(bins, encoder.config.num_bins).tolist()
-    return sample_angles(model_of(where.model), bearings, where.guidance_scale, where.steps, seed,
-                         use_angle=method == "ours")
+def _without_bearing(where: Landmark, encoder: AngleEncoder, count: int, seed: int) -> Tensor:
+    """Images of the landmark's prompt by the text model."""
+    return torch.cat([
+        sample_texts(model_of(where.text_model), [encoder.prompt] * min(BATCH, count - at),
+                     encoder.size, where.guidance_scale, where.steps, seed * 10000 + at)
+        for at in range(0, count, BATCH)])
 
 
 def read_photos(folder: Path, landmark: dict[str, Any]) -> dict[str, Any]:
@@ -111,10 +116,7 @@ def read_photos(folder: Path, landmark: dict[str, Any]) -> dict[str, Any]:
 def judge_of(landmark: Landmark) -> AngleClassifier:
     """The classifier of a landmark's bearings; ValueError if there is none, or of other bins than
     the model's."""
-    judge = classifier_of(landmark)
-    if judge is None:
-        raise ValueError(f"{landmark.name} has no classifier: make it with `gps-guidance train "
-                         "classifier`, or give its folder as the landmark's classifier.")
+    judge = load_classifier(landmark.classifier, resolve_model(landmark.model))
     bins = load_angle_encoder(landmark.model).config.num_bins
     if judge.config.num_bins != bins:
         raise ValueError(f"The classifier of {landmark.name} reads {judge.config.num_bins} bins, "
