@@ -20,7 +20,7 @@ from gps_guidance.gps_clip import GPSClip
 from gps_guidance.lift.config import find_config
 from gps_guidance.lift.export import read_png, write_png
 from gps_guidance.miniature.scene_judge import SceneJudge
-from gps_guidance.reproduce import fig6, fig9, run, sheets, table1, table2
+from gps_guidance.reproduce import angles, fig6, fig9, run, sheets, table1, table2
 from gps_guidance.reproduce.outcome import (
     Claim,
     Outcome,
@@ -385,7 +385,7 @@ def test_nothing_is_made_twice(made: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     before = (made / "table2.json").read_bytes()
     samplers: list[tuple[Any, str]] = [
-        (table2, "sample_angles"), (table2, "sample_texts"), (fig6, "sample_average"),
+        (angles, "sample_angles"), (table2, "sample_texts"), (fig6, "sample_average"),
         (fig9, "sample_gps")]
     for module, name in samplers:
         monkeypatch.setattr(module, name, fail)
@@ -404,7 +404,7 @@ def test_the_truth_of_a_procedural_landmark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({}, "has no classifier"), ({"classifier": "bins"}, "reads 12 bins"),
+    ({}, "holds no classifier"), ({"classifier": "bins"}, "reads 12 bins"),
     ({"model": "gps"}, "GPS model"),
 ])
 def test_a_landmark_without_a_judge(
