@@ -20,7 +20,7 @@ from gps_guidance.gps_clip import GPSClip
 from gps_guidance.lift.config import find_config
 from gps_guidance.lift.export import read_png, write_png
 from gps_guidance.miniature.scene_judge import SceneJudge
-from gps_guidance.reproduce import fig6, fig9, run, sheets, table1, table2
+from gps_guidance.reproduce import angles, fig6, fig9, run, sheets, table1, table2
 from gps_guidance.reproduce.outcome import (
     Claim,
     Outcome,
@@ -50,7 +50,7 @@ def test_the_miniature_needs_nothing_and_can_be_changed() -> None:
     ("miniature", ["cities.0.speed=3"], "The settings have"),
     ("miniature", ["seeds=many"], "The settings have"),
     ("miniature", ["seeds"], "is not key=value"),
-    ("paper", [], r"needs cities\[0\].base, .*say them as key=value"),
+    ("paper", [], r"needs cities\.0\.model, cities\.0\.base, .*as key=value"),
 ])
 def test_what_does_not_fit_is_refused(scale: str, overrides: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -58,8 +58,10 @@ def test_what_does_not_fit_is_refused(scale: str, overrides: list[str], said: st
 
 
 def test_the_papers_scale_loads_once_it_is_filled_in() -> None:
-    missing = sorted(OmegaConf.missing_keys(OmegaConf.load(SCALES / "paper.yaml")))
-    keys = [re.sub(r"\[(\d+)\]", r".\1", key) for key in missing]
+    with pytest.raises(ValueError) as error:
+        load_settings("paper")
+    keys = re.findall(r"\w+\.\d\.\w+", str(error.value))
+    assert len(keys) == (SCALES / "paper.yaml").read_text().count(": ???")
     found = load_settings("paper", [f"{key}=my-{key.rpartition('.')[2]}" for key in keys])
     assert [city.name for city in found.cities] == ["New York City", "Paris"]
     assert {city.base for city in found.cities} == {"my-base"}
@@ -216,19 +218,22 @@ def test_one_that_fails_does_not_stop_others(
     empty.units = lambda settings: []
     monkeypatch.setattr(run, "EXPERIMENTS", {"bad": experiment("bad", -1), "empty": empty,
                                              "good": experiment("good", 4)})
-    command = ["reproduce", "--out", str(tmp_path / "o"), "seeds=[1]", "--processes", "1"]
-    assert cli.main(command) == 2
+    def command(*names: str) -> int:
+        return cli.main(["reproduce", *names, "--processes", "1", "--out", str(tmp_path / "o"),
+                         "seeds=[1]"])
+
+    assert command() == 2
     said = capsys.readouterr()
     assert "bad is not made. bad: -1 is negative" in said.err and "empty" not in said.err
     assert said.out.strip() == f"{tmp_path / 'o'}/report.html"
     assert json.loads((tmp_path / "o" / "good.json").read_text())["rows"] == {"r": {"x": 8}}
     assert not (tmp_path / "o" / "bad.json").exists()
-    assert cli.main([*command, "good"]) == 0
-    assert cli.main([*command, "empty"]) == 2  # but what was made before is on the page still
+    assert command("good") == 0
+    assert command("empty") == 2  # but what was made before is on the page still
     assert "empty is not made" in capsys.readouterr().err
     assert 'id="good"' in (tmp_path / "o" / "report.html").read_text()
     assert (tmp_path / "o" / "work" / "calls").read_text().split().count("good") == 1
-    assert cli.main([*command, "table9"]) == 2
+    assert command("table9") == 2
     assert "it is bad, empty, good" in capsys.readouterr().err
 
 
@@ -363,7 +368,7 @@ def test_fig_6_and_9_of_untrained_models(made: Path) -> None:
     photos = json.loads((made / "work/pisa/area-photos" / RESULT).read_text())["result"]["photos"]
     assert photos == {"Whole": 12, "Also whole": 12}
     found = json.loads((made / "work/pisa/attention-0-the-tower" / RESULT).read_text())["result"]
-    assert [name for name, _ in found["with_place"]] == ["a", "red", "car", "in", "the", "sun"]
+    assert [name for name, _ in found["with_place"]][:5] == ["a", "red", "car", "in", "the"]
     assert all(-1 <= value <= 1 for _, value in found["with_place"])
 
 
@@ -380,7 +385,7 @@ def test_nothing_is_made_twice(made: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     before = (made / "table2.json").read_bytes()
     samplers: list[tuple[Any, str]] = [
-        (table2, "sample_angles"), (table2, "sample_texts"), (fig6, "sample_average"),
+        (angles, "sample_angles"), (table2, "sample_texts"), (fig6, "sample_average"),
         (fig9, "sample_gps")]
     for module, name in samplers:
         monkeypatch.setattr(module, name, fail)
@@ -399,7 +404,7 @@ def test_the_truth_of_a_procedural_landmark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({}, "has no classifier"), ({"classifier": "bins"}, "reads 12 bins"),
+    ({}, "holds no classifier"), ({"classifier": "bins"}, "reads 12 bins"),
     ({"model": "gps"}, "GPS model"),
 ])
 def test_a_landmark_without_a_judge(

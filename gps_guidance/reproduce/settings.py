@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -81,6 +82,16 @@ def slug(name: str) -> str:
     return name.lower().replace(" ", "-")
 
 
+def _missing(node: Any, at: str = "") -> Iterator[str]:
+    """Keys whose value is ``???``, as key=value spells them; not those that refer to one."""
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(
+        node, list) else ()
+    for key, value in inside:
+        yield from _missing(value, f"{at}.{key}" if at else str(key))
+    if node == "???":
+        yield at
+
+
 def load_settings(scale: str, overrides: Sequence[str] = ()) -> Settings:
     """The settings of a bundled scale or of a YAML file of one's own, after ``key=value`` changes.
 
@@ -98,7 +109,7 @@ def load_settings(scale: str, overrides: Sequence[str] = ()) -> Settings:
             if not equals:
                 raise ValueError(f"{word!r} is not key=value.")
             OmegaConf.update(cfg, key, yaml.safe_load(value), force_add=False)
-        missing = sorted(OmegaConf.missing_keys(cfg))
+        missing = list(_missing(OmegaConf.to_container(cfg, resolve=False)))
         if missing:
             raise ValueError(f"{path} needs {', '.join(missing)}: say them as key=value, or copy "
                              "the file, fill it in and give its path as --scale.")
