@@ -13,7 +13,9 @@ from gps_guidance.geo import LANDMARKS
 from gps_guidance.recipe import KINDS, RECIPES, AngleRecipe, GPSRecipe, TextRecipe, load_recipe
 
 KIND_OF = {"miniature-city-base": "text", "miniature-monuments": "text", "miniature-city": "gps",
-           "gps-nyc": "gps", "gps-paris": "gps"}
+           "miniature-city-address": "gps", "gps-nyc": "gps", "gps-paris": "gps"}
+FROM_SCRATCH = {"miniature-city-base", "miniature-city-address", "miniature-monuments",
+                "miniature-pisa", "tiny-landmark"}
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -67,8 +69,7 @@ def test_every_bundled_recipe_loads_by_name_and_by_path(path: Path) -> None:
     recipe.check()
     if isinstance(recipe, AngleRecipe):  # from scratch there is no original model to preserve
         assert recipe.with_prior_preservation == (recipe.base != "tiny")
-    papers = path.stem.startswith("angle-") or kind == "gps"
-    assert (recipe.base != "tiny") == (papers or path.stem == "miniature-arch")
+    assert (recipe.base == "tiny") == (path.stem in FROM_SCRATCH)
     assert all(side % 16 == 0 for side in recipe.size)
 
 
