@@ -114,10 +114,11 @@ def miniature_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def miniature_dataset(miniature_photos: Path) -> Path:
-    """Dataset folder of the twelve photos."""
+    """Dataset folder of the twelve photos, without their captions."""
     out = miniature_photos.with_name("dataset")
     ingest([miniature_photos], out, landmark="Miniature Tower of Pisa",
            center=(43.722952, 10.396597), progress=False)
+    write_captions(out, [None])
     return out
 
 

@@ -21,6 +21,9 @@ import yaml
 from gps_guidance.geo import LANDMARKS
 from gps_guidance.lift.config import load_config
 from gps_guidance.lift.plan import make_plan
+from gps_guidance.miniature.arch import ARCH
+from gps_guidance.miniature.landmark import EYE_M as MINIATURE_EYE_M
+from gps_guidance.miniature.tower import TOWER
 
 CONFIGS = sorted((small_runs.ROOT / "threestudio_configs").glob("*.yaml"))
 PAPER = {key: small_runs.ROOT / "threestudio_configs" / f"gps-sds-{key}-paper.yaml"
@@ -113,6 +116,24 @@ def test_the_cameras_of_a_landmark_stand_where_its_figures_say(key):
     for part, fovy in zip((1.0, 0.7), data["fovy_range"], strict=True):
         seen = data["eval_camera_distance"] * math.tan(math.radians(fovy / 2))
         assert 1 / seen == pytest.approx(part, abs=0.005)
+
+
+def test_the_miniatures_landmarks_differ_in_model_and_cameras_alone():
+    configs = []
+    for landmark, name in ((TOWER, "pisa"), (ARCH, "arch")):
+        config = read(small_runs.ROOT / "threestudio_configs" / f"gps-sds-{name}.yaml")
+        assert config.pop("name") == f"gps-sds-{name}"
+        config["system"]["guidance"].pop("pretrained_model_name_or_path")
+        data = config["data"]
+        below, unit = landmark.middle_m - MINIATURE_EYE_M, landmark.metres_per_unit
+        distance = 0.97 * math.hypot(90, below) / unit
+        assert data.pop("eval_camera_distance") == pytest.approx(distance, abs=0.01)
+        elevation = -math.degrees(math.asin(below / unit / distance))
+        assert data.pop("eval_elevation_deg") == pytest.approx(elevation, abs=0.1)
+        assert sum(data.pop("camera_distance_range")) / 2 == pytest.approx(distance, abs=0.02)
+        assert sum(data.pop("elevation_range")) / 2 == pytest.approx(elevation, abs=0.1)
+        configs.append(config)
+    assert configs[0] == configs[1]
 
 
 @pytest.mark.parametrize(("name", "scales"), [

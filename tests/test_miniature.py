@@ -1,4 +1,5 @@
-"""The miniature: exact geometry, photos as a crowd takes them, scores against the truth."""
+"""The miniature: exact geometry, photos as a crowd takes them, captions, scores against the truth.
+"""
 
 import json
 import math
@@ -6,14 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.nn import functional as F
 
-from gps_guidance import geo
-from gps_guidance.miniature import photographer, shapes, tower, truth
+from gps_guidance import cli, geo
+from gps_guidance.lift.prompts import PromptProcessorConfig, view_prompts
+from gps_guidance.miniature import arch, monuments, photographer, shapes, tower, truth
+from gps_guidance.miniature.arch import ARCH
 from gps_guidance.miniature.tower import TOWER
 from gps_guidance.models import resolve_model
 from gps_guidance.scorers import AngleClassifier
+
+PAINT = shapes.plain(0.5, 0.5, 0.5)
+MONUMENTS = [shape for kind in monuments.KINDS.values()
+             for shape in kind(np.random.default_rng(1), PAINT, PAINT)]
+SHAPES = [*tower.build_shapes(), *arch.build_shapes(), *MONUMENTS]
 
 
 def rays(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +32,7 @@ def rays(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return origins, F.normalize(targets - origins, dim=-1)
 
 
-@pytest.mark.parametrize("shape", tower.build_shapes(), ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: type(s).__name__)
 def test_the_hit_is_where_the_ray_enters_the_solid(shape: shapes.Shape) -> None:
     origins, directions = rays(4000)
     t, normals = shape.hit(origins, directions)
@@ -33,11 +41,12 @@ def test_the_hit_is_where_the_ray_enters_the_solid(shape: shapes.Shape) -> None:
     after = origins[hit] + (t[hit, None] + 0.02) * directions[hit]
     grazing = (normals[hit] * directions[hit]).sum(-1).abs() < 0.1
     assert not shape.inside(before)[~grazing].any()
-    assert shape.inside(after)[~grazing].float().mean() > 0.98
+    clear = shape.inside(after)[~grazing]
+    assert (~clear).sum() <= 1 + 0.02 * len(clear)  # rays that cut a corner
     assert ((normals[hit] * directions[hit]).sum(-1) < 1e-4).all()
 
 
-@pytest.mark.parametrize("shape", tower.build_shapes(), ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: type(s).__name__)
 def test_a_missed_ray_meets_no_inside_point(shape: shapes.Shape) -> None:
     origins, directions = rays(1500, seed=1)
     t, _ = shape.hit(origins, directions)
@@ -51,7 +60,7 @@ def test_a_missed_ray_meets_no_inside_point(shape: shapes.Shape) -> None:
 def test_every_point_of_a_solid_lies_in_its_sphere() -> None:
     g = torch.Generator().manual_seed(0)
     points = (torch.rand(40000, 3, generator=g) - 0.5) * 90 + torch.tensor([0.0, 0.0, 25.0])
-    for shape in tower.build_shapes():
+    for shape in SHAPES:
         center, radius = shape.sphere()
         inside = points[shape.inside(points)]
         assert ((inside - inside.new_tensor(center)).norm(dim=-1) <= radius + 1e-4).all()
@@ -172,3 +181,76 @@ def test_the_angular_error_is_measured_to_a_degree() -> None:
 def test_a_field_without_a_surface_has_no_chamfer_distance() -> None:
     scores = truth._chamfer_scores(TOWER, lambda points: points[:, 0] * 0, 1.4, 0.0)
     assert scores == {"chamfer_m": None, "aligned_chamfer_m": None}
+
+
+def test_front_and_back_of_the_arch_are_almost_alike() -> None:
+    """What invites two fronts: outlines that agree once mirrored, under banners that do not."""
+    views = {b: photographer.truth_view(ARCH, b, 64)[0] for b in (90.0, 270.0, 0.0)}
+    front, back, side = (view["mask"] > 0.5 for view in views.values())
+
+    def iou(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a & b).sum() / (a | b).sum())
+
+    middle = (slice(None), slice(12, 52))  # the arch, without houses
+    assert iou(front[middle], back.flip(1)[middle]) > 0.9 > iou(front[middle], side[middle]) + 0.2
+    red, _, blue = (views[90.0]["rgb"] - views[270.0]["rgb"].flip(1)).unbind(-1)
+    assert int((red > 0.3).sum()) > 20 and int((blue < -0.2).sum()) > 20
+
+
+def test_the_photos_of_the_tower_are_what_they_were(tmp_path) -> None:
+    """Models were trained on them: captions and other landmarks changed no pixel."""
+    rows = json.loads((photographer.take_photos(tmp_path, 2, seed=3) / "truth.json").read_text())
+    assert [row["position_m"] for row in rows["photos"]] == [
+        pytest.approx(at, abs=1e-3) for at in ([-37.8484, 85.4436, 1.7], [0.4008, -76.1996, 1.7])]
+    pictures = [np.asarray(Image.open(tmp_path / row["file"])) for row in rows["photos"]]
+    means = [[float(v) for v in picture.mean(axis=(0, 1))] for picture in pictures]
+    assert means == [pytest.approx(m, abs=0.5) for m in (
+        [127.0, 149.67, 162.52], [114.67, 141.22, 153.53])]
+
+
+def test_most_photos_of_the_arch_are_of_front_or_back() -> None:
+    rng = np.random.default_rng(0)
+    at = np.array([photographer.plan_shot(ARCH, rng).position[:2].tolist() for _ in range(400)])
+    bearings = np.degrees(np.arctan2(at[:, 0], at[:, 1])) % 180
+    assert 0.6 < (np.abs(bearings - 90) < 30).mean() < 0.9
+    assert (np.abs(bearings - 90) > 60).any()
+
+
+def test_captions_say_the_side_as_view_dependent_prompts_do() -> None:
+    rng, said = np.random.default_rng(0), []
+    for bearing, side in ((90, 1), (60, 1), (180, 0), (0, 0), (270, 2), (300, 2)):
+        position = photographer.stand_at(bearing, 90.0)
+        found = [photographer.caption_of(ARCH, position, rng) for _ in range(200)]
+        prompts = ("a photo of Miniature Arc de Triomphe", "Miniature Arc de Triomphe")
+        words = [view_prompts(PromptProcessorConfig(), prompt)[side] for prompt in prompts]
+        assert set(found) == {*prompts, *words}
+        said += [caption in words for caption in found]
+    assert np.mean(said) == pytest.approx(photographer.VIEW_PART, abs=0.04)
+
+
+def test_monuments_are_of_every_kind_and_named_by_it() -> None:
+    drawn = [monuments.draw_monument(np.random.default_rng((0, i))) for i in range(200)]
+    names = {monument.name for monument in drawn}
+    assert {name.split()[1] for name in names} == set(monuments.KINDS)
+    assert {name.split()[0] for name in names} == set(monuments.COLOURS)
+    points = torch.rand(20000, 3, generator=torch.Generator().manual_seed(0))
+    points = (points - torch.tensor([0.5, 0.5, 0.0])) * torch.tensor([110.0, 110.0, 75.0])
+    up = torch.arange(0.5, 70) * torch.tensor([[0.0], [0.0], [1.0]])
+    for monument in drawn[:20]:
+        assert 15 < up.T[monument.scene.occupied(up.T)][:, 2].max() < 62  # in the 3D engine's box
+        assert points[monument.scene.occupied(points)][:, :2].norm(dim=-1).max() < 45
+    captions = {monuments.caption_of(drawn[0], np.random.default_rng(i)) for i in range(60)}
+    assert captions == {"a monument", "a photo of a monument", f"a {drawn[0].name}",
+                        f"a photo of a {drawn[0].name}"}
+
+
+@pytest.mark.parametrize("world", ["arch", "monuments"])
+def test_other_worlds_by_the_command_line(world: str, tmp_path) -> None:
+    for out, processes in (("a", "1"), ("b", "2")):
+        assert cli.main(["miniature", "--world", world, "--out", str(tmp_path / out), "--count",
+                         "2", "--seed", "4", "--processes", processes]) == 0
+    for name in ("tourist-00000.jpg", "tourist-00001.jpg", "truth.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with Image.open(tmp_path / "a" / "tourist-00000.jpg") as photo:
+        caption = photo.getexif()[ExifTags.Base.ImageDescription]
+    assert ("Arc de Triomphe" in caption) == (world == "arch")

@@ -12,8 +12,10 @@ from omegaconf import OmegaConf
 from gps_guidance.geo import LANDMARKS
 from gps_guidance.recipe import KINDS, RECIPES, AngleRecipe, GPSRecipe, TextRecipe, load_recipe
 
-KIND_OF = {"miniature-city-base": "text", "miniature-city": "gps", "gps-nyc": "gps",
-           "gps-paris": "gps"}
+KIND_OF = {"miniature-city-base": "text", "miniature-monuments": "text", "miniature-city": "gps",
+           "miniature-city-address": "gps", "gps-nyc": "gps", "gps-paris": "gps"}
+FROM_SCRATCH = {"miniature-city-base", "miniature-city-address", "miniature-monuments",
+                "miniature-pisa", "tiny-landmark"}
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -65,10 +67,9 @@ def test_every_bundled_recipe_loads_by_name_and_by_path(path: Path) -> None:
     for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():  # type: ignore
         assert getattr(recipe, str(key)) == value
     recipe.check()
-    papers = path.stem.startswith("angle-") or kind == "gps"
-    assert (recipe.base == "tiny") == (not papers)
     if isinstance(recipe, AngleRecipe):  # from scratch there is no original model to preserve
-        assert recipe.with_prior_preservation == papers
+        assert recipe.with_prior_preservation == (recipe.base != "tiny")
+    assert (recipe.base == "tiny") == (path.stem in FROM_SCRATCH)
     assert all(side % 16 == 0 for side in recipe.size)
 
 
@@ -84,6 +85,21 @@ def test_the_recipes_of_the_cities() -> None:
         for key in ("base", "resolution", "max_train_steps", "learning_rate", "lr_scheduler",
                     "adam_weight_decay", "dropout", "null_text", "high_noise_fraction"):
             assert getattr(recipe, key) == getattr(paper, key)
+
+
+def test_the_recipes_of_the_monuments() -> None:
+    base = load_recipe("miniature-monuments", kind="text")
+    arch = load_recipe("miniature-arch")
+    assert arch.base == "models/miniature-monuments" and arch.size == base.size
+    assert arch.null_text == base.null_text  # what the base knows as no text
+
+
+def test_a_trained_vae_is_for_tiny_networks_alone() -> None:
+    TextRecipe(pretrained_vae_model_name_or_path="miniature-pisa", vae_steps=0).check()
+    with pytest.raises(ValueError, match="'miniature-pisa', but the base m has a VAE"):
+        TextRecipe(base="m", pretrained_vae_model_name_or_path="miniature-pisa").check()
+    with pytest.raises(ValueError, match="vae_steps is 0.*pretrained_vae_model_name_or_path"):
+        TextRecipe(vae_steps=0).check()
 
 
 def test_the_recipes_of_the_landmarks() -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import small_runs
 import trimesh
 from PIL import Image
 
-from gps_guidance.lift import export
+from gps_guidance.encoders import AngleEncoder
+from gps_guidance.lift import export, report
+from gps_guidance.miniature.arch import ARCH
 from gps_guidance.miniature.photographer import take_photos
 from gps_guidance.miniature.tower import TOWER
 from gps_guidance.photos.ingest import ingest
@@ -116,6 +119,16 @@ def test_other_models_are_not_scored_against_the_miniatures_truth(tmp_path, tiny
     assert [scores[key] for key in ("mask_iou", "occupancy_iou", "psnr_db",
                                     "bearing_within_one_bin")] == [None] * 4
     assert "not measured" in (trial / "report.html").read_text("utf-8")
+
+
+def test_the_truth_is_found_by_the_models_landmark_or_by_the_prompt(tmp_path):
+    AngleEncoder(8, landmark=ARCH.name).save_pretrained(tmp_path / "gps_encoder")
+    silent, prompted = (SimpleNamespace(cfg=SimpleNamespace(system=system)) for system in (
+        {}, {"prompt_processor": {"prompt": f"A photo of {TOWER.name}"}}))
+    assert report._miniature(silent, (tmp_path, None)) is ARCH
+    assert report._miniature(prompted, (tmp_path, None)) is ARCH  # the images are the model's
+    assert report._miniature(prompted, None) is TOWER
+    assert report._miniature(silent, None) is None
 
 
 def test_a_field_without_a_surface_costs_the_mesh_alone(tmp_path, tiny_angle_model, caplog):

@@ -22,7 +22,7 @@ from gps_guidance.draws import draw_timesteps
 from gps_guidance.encoders import GPSEncoder
 from gps_guidance.loop import Run
 from gps_guidance.models import load_model
-from gps_guidance.recipe import GPSRecipe, Recipe, TextRecipe, load_recipe
+from gps_guidance.recipe import AngleRecipe, GPSRecipe, Recipe, TextRecipe, load_recipe
 from gps_guidance.train import denoising_loss, train_model
 
 SMALL: dict[str, Any] = {
@@ -317,6 +317,28 @@ def test_what_cannot_be_trained_is_refused(
         train_model(city_dataset, tmp_path, gps_recipe(tmp_path / "none"))
     with pytest.raises(ValueError, match="train gps does not have.*--class-data-dir"):
         train_model(city_dataset, tmp_path, gps_recipe(text_model), tmp_path)
+
+
+@pytest.mark.parametrize("vae_steps", [0, 2])
+def test_a_trained_vae_is_taken_or_trained_on(
+    city_dataset: Path, tiny_sd_model: Path, tmp_path: Path, vae_steps: int
+) -> None:
+    recipe = text_recipe(pretrained_vae_model_name_or_path=str(tiny_sd_model), vae_steps=vae_steps)
+    out = train_model(city_dataset, tmp_path / "m", recipe)
+    taken, trained = (load_model(folder).vae.state_dict() for folder in (tiny_sd_model, out))
+    same = [torch.equal(value, trained[name]) for name, value in taken.items()]
+    assert all(same) if vae_steps == 0 else not any(same)
+    assert (out / "vae_loss.csv").exists() == (vae_steps > 0)
+
+
+def test_an_angle_model_keeps_the_texts_and_images_of_its_base(
+    miniature_dataset: Path, text_model: Path, tmp_path: Path
+) -> None:
+    recipe = AngleRecipe(**SMALL, base=str(text_model), num_class_images=1, null_text="empty")
+    out = train_model(miniature_dataset, tmp_path / "m", recipe)
+    for part in ("vae", "text_encoder"):
+        kept, ours = (next((folder / part).glob("*.safetensors")) for folder in (text_model, out))
+        assert kept.read_bytes() == ours.read_bytes(), part
 
 
 def test_captions_that_are_too_long_are_counted(
