@@ -64,10 +64,10 @@ class Camera:
 class Registration:
     """What COLMAP made of ``photos`` photos.
 
-    ``models`` has the number of photos in each model that it found, largest first. ``failure`` says
-    why the place is not reconstructed; then the rest is empty. ``cameras`` and ``points_m`` [P, 3]
-    are of the largest model, ``gps_residual_m`` is the median distance of its cameras from their
-    GPS on the ground.
+    ``models`` has the number of photos in each model that it found, largest first; the rest is of
+    the largest. ``failure`` says why the place is not reconstructed; then there are no ``cameras``
+    and ``points_m`` [P, 3]. ``gps_residual_m`` is the median distance of the cameras from their GPS
+    on the ground.
     """
 
     photos: int
@@ -129,9 +129,11 @@ def register(photos: Sequence[Photo], center: geo.LatLon, seed: int = 0, threads
     models = sorted(_models(pycolmap, photos, seed, threads, extreme),
                     key=lambda model: -model.num_reg_images())
     sizes = tuple(model.num_reg_images() for model in models)
-    found = Registration(len(photos), sizes)
     if not models:
-        return replace(found, failure=f"COLMAP found no model among {len(photos)} photos")
+        return Registration(len(photos), failure="COLMAP found no model among "
+                                                 f"{len(photos)} photos")
+    found = Registration(len(photos), sizes,
+                         reprojection_error_px=float(models[0].compute_mean_reprojection_error()))
     if sizes[0] < ENOUGH * len(photos):
         return replace(found, failure=f"the largest of {len(sizes)} models has {sizes[0]} of "
                                       f"{len(photos)} photos, fewer than half")
@@ -206,7 +208,6 @@ def _in_metres(pycolmap: Any, found: Registration, model: Any, photos: Sequence[
     return replace(
         found, cameras=cameras,
         points_m=np.stack([point.xyz for point in model.points3D.values()]),
-        reprojection_error_px=float(model.compute_mean_reprojection_error()),
         gps_residual_m=float(np.median(residuals)),
     )
 

@@ -32,6 +32,7 @@ RADIUS = 1.4  # of the box, in scene units
 HELD_OUT = 8  # of as many registered photos one does not train and is scored
 CLEAR_OF_GROUND = 0.02  # part of the landmark's height that is left to the background with the lawn
 SHOWN = 12  # bearings of the contact sheet
+FILES = ("metrics.json", "field.safetensors", "place.json", "views.png", "mesh.glb")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def nerf_from_photos(
     place, given = find_place(photos, landmark, center, height_m), find_photos(photos)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    for name in FILES:  # or an earlier field would stand beside a later failure
+        (out / name).unlink(missing_ok=True)
     started = time.monotonic()
     found = register(given, place.center, seed, threads, extreme)
     scores: dict[str, Any] = {"verdict": "failed", "reason": found.failure} | _about(found)
