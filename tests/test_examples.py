@@ -52,3 +52,14 @@ def test_attention_in_a_city(tiny_gps_model, tmp_path):
                "--steps", 2, "--out", "maps.png")
     assert done.returncode == 0, done.stderr
     assert min(Image.open(tmp_path / "maps.png").size) > 200
+
+
+def test_photos_that_colmap_cannot_place(tmp_path):
+    pytest.importorskip("pycolmap", reason='pip install "gps-guidance[colmap]"')
+    done = run(tmp_path, "nerf_from_photos.py", "--miniature", "Miniature Tower of Pisa",
+               "--count", 3, "--scale", 1, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / "nerf" / "metrics.json").read_text())
+    assert json.loads(done.stdout)["verdict"] == "failed"
+    refused = run(tmp_path, "nerf_from_photos.py")
+    assert refused.returncode == 2 and "--miniature NAME" in refused.stderr

@@ -22,7 +22,8 @@ LEVELS = {
     "train": 3, "scorers": 3, "gps_clip": 3, "image_text": 3, "contrastive": 3, "judges": 3,
     "metrics": 3, "viz": 3, "lift.system": 3,
     "lift.engine": 3, "lift.report": 3, "lift.callbacks": 3, "lift.plan": 3, "miniature": 3,
-    "lift.threestudio": 3, "lift.trial": 3, "nocompile": 3, "extension": 3,
+    "lift.threestudio": 3, "lift.trial": 3, "lift.photo_fit": 3, "lift.nerf": 3,
+    "nocompile": 3, "extension": 3,
     "reproduce": 3, "reproduce.settings": 1, "commands": 4,
     "cli": 5, "demo": 5, "__main__": 5,
 }

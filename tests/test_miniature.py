@@ -116,6 +116,17 @@ def test_photos_carry_gps_and_are_reproducible(tmp_path) -> None:
         assert np.linalg.norm(east_north - row["position_m"][:2]) < 6 * photographer.GPS_NOISE_M
 
 
+def test_more_pixels_are_of_the_same_photo(tmp_path) -> None:
+    photographer.take_photos(tmp_path / "small", 2, seed=5)
+    photographer.take_photos(tmp_path / "large", 2, seed=5, scale=2)
+    for path in sorted((tmp_path / "small").glob("*.jpg")):
+        small, large = (Image.open(p) for p in (path, tmp_path / "large" / path.name))
+        assert large.size == (2 * small.width, 2 * small.height)
+        apart = np.asarray(large.reduce(2), dtype=float) - np.asarray(small, dtype=float)
+        assert np.abs(apart).mean() < 6
+        assert dict(large.getexif().get_ifd(0x8825)) == dict(small.getexif().get_ifd(0x8825))
+
+
 def test_exif_keeps_the_hemisphere() -> None:
     ifd = photographer.gps_exif(-33.857, -151.215, "2024:01:01 12:00:00").get_ifd(0x8825)
     assert (ifd[1], ifd[3]) == ("S", "W")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -161,21 +161,23 @@ def develop(landmark: Landmark, shot: Shot, caption: str, job: Job) -> dict[str,
     return {"file": path.name, "position_m": [round(v, 4) for v in shot.position.tolist()]}
 
 
-def _take(name: str, job: Job) -> dict[str, object]:
+def _take(name: str, scale: int, job: Job) -> dict[str, object]:
     seed, index, _ = job
     torch.set_num_threads(1)
     landmark = LANDMARKS[name]
     shot = plan_shot(landmark, np.random.default_rng((seed, index)))
+    shot = replace(shot, size=(scale * shot.size[0], scale * shot.size[1]))
     caption = caption_of(landmark, shot.position, np.random.default_rng((seed, index, 2)))
     return develop(landmark, shot, caption, job)
 
 
 def take_photos(folder: str | Path, count: int = 3000, seed: int = 0, processes: int = 1,
-                name: str = TOWER.name) -> Path:
+                name: str = TOWER.name, scale: int = 1) -> Path:
     """Write ``count`` photos of one of LANDMARKS under ``folder``, with captions, and their true
     positions in ``truth.json``.
 
-    Photo ``i`` depends on (seed, i) alone, so any number of processes writes the same files.
+    Photo ``i`` depends on (seed, i) alone, so any number of processes writes the same files. With
+    ``scale`` the same photos have that many times the pixels a side.
     """
-    return write_album(partial(_take, name), folder, count, seed, processes, "the miniature",
+    return write_album(partial(_take, name, scale), folder, count, seed, processes, "the miniature",
                        "east, north, up in m")
