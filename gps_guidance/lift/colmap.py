@@ -203,8 +203,8 @@ def _in_metres(pycolmap: Any, found: Registration, model: Any, photos: Sequence[
     model.transform(fitted["tgt_from_src"])
     cameras = [Camera(k, _c2w(images[k]), model.cameras[images[k].camera_id])
                for k in sorted(images)]
-    position = {camera.photo: camera.c2w[:2, 3] for camera in cameras}
-    residuals = np.linalg.norm(np.stack([position[k] for k in placed]) - ground, axis=1)
+    found_at = {camera.photo: camera.c2w[:2, 3] for camera in cameras}
+    residuals = np.linalg.norm(np.stack([found_at[k] for k in placed]) - ground, axis=1)
     return replace(
         found, cameras=cameras,
         points_m=np.stack([point.xyz for point in model.points3D.values()]),

@@ -21,6 +21,7 @@ from gps_guidance.miniature import truth
 from gps_guidance.miniature.photographer import LANDMARKS
 from gps_guidance.models import resolve_model
 from gps_guidance.reproduce.angles import load_classifier
+from gps_guidance.reproduce.nerf import nerf_units
 from gps_guidance.reproduce.outcome import Score
 from gps_guidance.reproduce.settings import Landmark, slug
 from gps_guidance.reproduce.work import Done, Unit
@@ -44,7 +45,10 @@ COLUMNS = {
 
 
 def method_units(landmark: Landmark, method: str, seeds: Iterable[int]) -> list[Unit]:
-    """A unit for each seed of a method that the landmark's settings have; none otherwise."""
+    """A unit for each seed of a method that the landmark's settings have, of NeRF one; none
+    otherwise."""
+    if method == "nerf":
+        return nerf_units(landmark, next(iter(seeds)))
     changes: list[str] = []
     config = landmark.config
     if method in ("view-prompts", "perp-neg"):
@@ -130,7 +134,11 @@ def method_scores(landmarks: Iterable[Landmark], method: str, seeds: list[int],
     found: dict[str, Score] = {}
     for key, scale in SCORES.items():
         values = [scale * result[key] for result in results
-                  if result is not None and np.isfinite(result.get(key, np.nan))]
+                  if result is not None and _is_number(result.get(key))]
         if values:
             found[key] = Score.of(values)
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and bool(np.isfinite(value))

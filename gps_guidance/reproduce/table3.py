@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from gps_guidance.reproduce.landmark import COLUMNS, method_scores, method_units
 from gps_guidance.reproduce.outcome import Claim, Outcome, Score, Table, claim_above
@@ -31,13 +32,25 @@ def outcome(settings: Settings, work: Work, done: Mapping[str, Done]) -> Outcome
                    views_of(settings, work, rows, TITLES))
     made.claims = claims_of(rows, ["view-prompts", "perp-neg"], "DreamFusion with view-dependent "
                             "prompts")
-    made.notes = [
+    made.notes = [_about_nerf(settings, done),
         "Intervals are over seeds and landmarks. Absolute scores compare with the truth where it "
         "stands; a run without bearings may be coherent and stand rotated, so the scores after the "
         "best turn about the vertical are reported too.",
         "The paper's Perceptual Quality and Tourist Score are given by people and not made again.",
     ]
     return made
+
+
+def _about_nerf(settings: Settings, done: Mapping[str, Done]) -> str:
+    """All or nothing: of how many landmarks."""
+    found = {landmark.name: done[unit.name].result or {} for landmark in settings.landmarks
+             for unit in method_units(landmark, "nerf", settings.seeds_3d)}
+    if not found:
+        return ("NeRF from photos was not run: it needs photos, and pip install "
+                "'gps-guidance[colmap]'.")
+    each = [f"{name}: {one['verdict']}, COLMAP placed {one['registered']} of {one['photos']} photos"
+            + (f" ({one['reason']})" if one.get("reason") else "") for name, one in found.items()]
+    return f"NeRF from photos, by COLMAP and one seed. {'; '.join(each)}."
 
 
 def rows_of(settings: Settings, methods: Mapping[str, str], done: Mapping[str, Done]
@@ -56,12 +69,13 @@ def table_of(name: str, titles: Mapping[str, str], rows: dict[str, dict[str, Sco
 
 
 def views_of(settings: Settings, work: Work, rows: Mapping[str, object],
-             titles: Mapping[str, str]) -> list[tuple]:
+             titles: Mapping[str, str]) -> list[tuple[Path, str]]:
     """A strip of views around each landmark by each method, of the first seed."""
     return [(work.at(unit) / "views.png", f"{landmark.name}: {titles[method]}, seed "
              f"{settings.seeds_3d[0]}; a view each 30 degrees of bearing, from north")
             for landmark in settings.landmarks for method in rows
-            for unit in method_units(landmark, method, settings.seeds_3d[:1])]
+            for unit in method_units(landmark, method, settings.seeds_3d[:1])
+            if (work.at(unit) / "views.png").is_file()]
 
 
 def claims_of(rows: Mapping[str, Mapping[str, Score]], others: list[str], what: str) -> list[Claim]:
