@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gps_guidance.image_text import load_image_text_scorer
 from gps_guidance.lift.export import image_grid, to_uint8, write_png
-from gps_guidance.lift.report import photo_camera, render_view
+from gps_guidance.lift.report import photo_camera, render_view, truth_scores
 from gps_guidance.lift.trial import clip_score_of_views, load_trial
-from gps_guidance.miniature import truth
 from gps_guidance.miniature.photographer import LANDMARKS
 from gps_guidance.models import resolve_model
 from gps_guidance.reproduce.angles import load_classifier
@@ -26,7 +24,7 @@ from gps_guidance.reproduce.outcome import Score
 from gps_guidance.reproduce.settings import Landmark, slug
 from gps_guidance.reproduce.work import Done, Unit
 
-VIEWS = 12  # of a strip around the landmark
+VIEWS, STRIP = 12, 96  # pictures of a strip around the landmark, and their side in pixels
 LAUNCH = "import sys; from gps_guidance.lift.engine import launch; sys.exit(launch(sys.argv[1:]))"
 LAUNCH_STOPPED = 130
 # What of a run's scores tables show, in percent where the scale is 100.
@@ -102,20 +100,16 @@ def score_trial(folder: Path, name: str, judges: Mapping[str, str | None]) -> di
     CLIP where there is a judge."""
     system, plan = load_trial(folder / "trial" / "run")
     data = plan.parts["data"][1]
-
-    def view(c2w: Tensor, fovy: float, height: int, width: int) -> dict[str, Tensor]:
-        return render_view(system, c2w, fovy, height, width)
-
     found: dict[str, Any] = {}
     if name in LANDMARKS:
         reads = judges["classifier"]
-        found |= truth.score(LANDMARKS[name], view, system.geometry.forward_density,
-                             float(system.geometry.cfg.radius),
-                             classifier=load_classifier(reads, name) if reads else None)
+        found |= truth_scores(LANDMARKS[name], system,
+                              load_classifier(reads, name) if reads else None)
     if judges["clip"] is not None:
         scorer = load_image_text_scorer(judges["clip"])
         found["clip"] = clip_score_of_views(system, data, scorer, name)
-    strip = [view(*photo_camera(data, 360.0 / VIEWS * k), 96, 96)["rgb"] for k in range(VIEWS)]
+    strip = [render_view(system, *photo_camera(data, 360.0 / VIEWS * k), STRIP, STRIP)["rgb"]
+             for k in range(VIEWS)]
     write_png(folder / "views.png", image_grid([to_uint8(rgb) for rgb in strip], VIEWS))
     return {key: float(value) for key, value in found.items() if value is not None}
 
