@@ -61,7 +61,7 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     prepare_sharding(recipe)
     AcceleratorState._reset_state()  # of another training in this process, in another precision
     world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate say it
-    # with DeepSpeed, precision, accumulation and the engine are the loop's all the same
+    # with DeepSpeed too, precision and accumulation are the recipe's, and the engine is the loop's
     with patch_environment(accelerate_use_deepspeed="false",
                            accelerate_gradient_accumulation_steps="1"):
         accelerator = Accelerator(
@@ -77,7 +77,8 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
                    DistributedType.FSDP)
     if accelerator.distributed_type not in known_types:
         raise ValueError(f"accelerate is configured for {accelerator.distributed_type.value}, "
-                         "which this loop does not know: use MULTI_GPU, MULTI_CPU, FSDP or NO.")
+                         "which this loop does not know: use MULTI_GPU, MULTI_CPU, FSDP, DEEPSPEED "
+                         "or NO.")
     if not accelerator.is_main_process:
         logging.getLogger("gps_guidance").setLevel(logging.WARNING)
     return accelerator

@@ -174,7 +174,7 @@ def same_as_one_process(stage: int, rank: int, processes: int, port: int) -> Non
     shared.release()
     assert all(p.untyped_storage().nbytes() == 4 * p.numel() for p in module.parameters())
     optimizer = adamw(module)
-    optimizer.load_state_dict(other_optimizer.state_dict())
+    optimizer.load_state_dict(copy.deepcopy(other_optimizer.state_dict()))
     shared = start()
     both_step()
 
