@@ -207,7 +207,7 @@ def test_what_does_not_go_with_deepspeed_is_said(
     for key, value in environment.items():
         monkeypatch.setenv(f"ACCELERATE_{key}", value)
     with pytest.raises(ValueError, match=message):
-        prepare_sharding(small(tiny_sd_model, **changes))
+        prepare_sharding(replace(small(tiny_sd_model), **changes))
 
 
 def test_a_deepspeed_that_is_missing_or_old_is_said(
