@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, patch_environment
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure
@@ -42,7 +42,8 @@ from gps_guidance.checkpoints import (
 )
 from gps_guidance.interrupts import Interrupts
 from gps_guidance.recipe import Recipe
-from gps_guidance.sharding import gather, part_like, prepare_sharding, whole
+from gps_guidance.sharding import asked_for, gather, part_like, prepare_sharding, whole
+from gps_guidance.zero import Zero
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,15 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     prepare_sharding(recipe)
     AcceleratorState._reset_state()  # of another training in this process, in another precision
     world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate say it
-    accelerator = Accelerator(
-        # else, without CUDA, accelerate takes torchrun's processes for so many lone ones
-        cpu=world > 1 and not torch.cuda.is_available(),
-        mixed_precision=recipe.mixed_precision, project_dir=out / recipe.logging_dir,
-        log_with=None if recipe.report_to == "none" else recipe.report_to,
-    )
+    # with DeepSpeed too, precision and accumulation are the recipe's, and the engine is the loop's
+    with patch_environment(accelerate_use_deepspeed="false",
+                           accelerate_gradient_accumulation_steps="1"):
+        accelerator = Accelerator(
+            # else, without CUDA, accelerate takes torchrun's processes for so many lone ones
+            cpu=world > 1 and not torch.cuda.is_available(),
+            mixed_precision=recipe.mixed_precision, project_dir=out / recipe.logging_dir,
+            log_with=None if recipe.report_to == "none" else recipe.report_to,
+        )
     if accelerator.num_processes != world:
         raise ValueError(f"WORLD_SIZE is {world}, but accelerate found {accelerator.num_processes} "
                          "process(es): start them with torchrun or `accelerate launch`.")
@@ -73,7 +77,8 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
                    DistributedType.FSDP)
     if accelerator.distributed_type not in known_types:
         raise ValueError(f"accelerate is configured for {accelerator.distributed_type.value}, "
-                         "which this loop does not know: use MULTI_GPU, MULTI_CPU, FSDP or NO.")
+                         "which this loop does not know: use MULTI_GPU, MULTI_CPU, FSDP, DEEPSPEED "
+                         "or NO.")
     if not accelerator.is_main_process:
         logging.getLogger("gps_guidance").setLevel(logging.WARNING)
     return accelerator
@@ -143,6 +148,7 @@ class Run:
                  rate: Callable[[str], float], recipe: Recipe, out: Path, schedule: str,
                  warmup: int, sharded: Sequence[Any] = ()) -> None:
         self.sharded = sharded
+        self.zero: Zero | None = None
         self.name, self.modules, self.steps, self.out = name, modules, steps, out
         self.recipe = recipe
         for module in modules.values():
@@ -238,13 +244,16 @@ class Run:
         # those of before had neither: what is measured from here on is then all that is known
         self.seconds, self.images = state.get("seconds", 0.0), state.get("images", 0)
 
+    def _moments(self) -> dict[str, Tensor]:
+        return {f"{kind}.{self.names[k]}": torch.as_tensor(value)
+                for k, state in self.optimizer.state_dict()["state"].items()
+                for kind, value in state.items()}
+
     def _checkpoint(self, scaler: Any) -> Checkpoint:
-        moments = self.optimizer.state_dict()["state"]
         return Checkpoint(
             model={f"{name}.{key}": value for name, module in self.modules.items()
                    for key, value in module.state_dict().items()},
-            optimizer={f"{kind}.{self.names[k]}": torch.as_tensor(value)
-                       for k, state in moments.items() for kind, value in state.items()},
+            optimizer=self._moments() if self.zero is None else self.zero.moments(),
             ema=dict(zip(self.names, self.ema.shadow_params, strict=True)) if self.ema else None,
             state={
                 "stage": self.name, "step": self.step, "seed": self.recipe.seed,
@@ -286,7 +295,11 @@ class Run:
             clear_parts(self.folder)
         self.resume(accelerator.scaler)
         objective: Any = Objective(self.modules, loss, self.sharded)
-        if accelerator.num_processes > 1 and not self.sharded:
+        if accelerator.num_processes > 1 and asked_for("DEEPSPEED"):
+            named = dict(zip(self.names, self.parameters, strict=True))
+            self.zero = objective = Zero(objective, self.optimizer, named,
+                                         self.recipe.max_grad_norm)
+        elif accelerator.num_processes > 1 and not self.sharded:
             objective = accelerator.prepare(objective)
         began, first, shown = time.monotonic(), self.step, math.nan
         before = self.seconds
@@ -323,6 +336,8 @@ class Run:
                          self.steps, self.folder)
                 raise
         self.seconds = before + time.monotonic() - began
+        if self.zero is not None:
+            self.zero.release()
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
         log.log(logging.WARNING if self.skipped_in_a_row else logging.INFO,
@@ -349,13 +364,17 @@ class Run:
         scaler = accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters,
-                                                          self.recipe.max_grad_norm)))
+        if self.zero is not None:
+            norm = self.zero.step(value)  # or not, if it is not finite
+        else:
+            norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters,
+                                                              self.recipe.max_grad_norm)))
         lr = float(self.schedule.get_last_lr()[0])
         finite = math.isfinite(value) and math.isfinite(norm)
         with self.interrupts.held():
             if finite:
-                (self.optimizer.step() if scaler is None else scaler.step(self.optimizer))
+                if self.zero is None:
+                    (self.optimizer.step() if scaler is None else scaler.step(self.optimizer))
                 if self.ema is not None:
                     self.ema.step(self.parameters)
             if scaler is not None:

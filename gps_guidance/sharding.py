@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gps_guidance.recipe import Recipe
+from gps_guidance.zero import zero_stage
 
 LAUNCH = "`accelerate launch --use_fsdp --fsdp_version 2`"
 
@@ -30,23 +31,29 @@ def prepare_sharding(recipe: Recipe) -> None:
     """Before the accelerator: ValueError for what does not go with the way in which accelerate is
     configured to shard."""
     if asked_for("DEEPSPEED"):
-        raise ValueError("accelerate is configured for DeepSpeed, which this loop does not know; "
-                         f"FSDP shares weights, gradients and moments as ZeRO does: {LAUNCH}.")
-    if not asked_for("FSDP"):
+        zero_stage()
+        way = "DeepSpeed"
+    elif asked_for("FSDP"):
+        _prepare_fsdp()
+        way = "FSDP"
+    else:
         return
+    for key, bad, remedy in (("base", "tiny", "networks so small gain nothing, use --multi_gpu"),
+                             ("mixed_precision", "fp16", "set it to bf16 or no"),
+                             ("use_8bit_adam", True, "set it to false")):
+        value = getattr(recipe, key)
+        if value == bad:
+            raise ValueError(f"The recipe's {key} is {value!r}, which does not go with {way}: "
+                             f"{remedy}.")
+
+
+def _prepare_fsdp() -> None:
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("accelerate is configured for FSDP's version 1; version 2 is needed: "
                          f"{LAUNCH}, or fsdp_version: 2 in its config file.")
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise ValueError("accelerate is configured to offload FSDP's weights to the CPU, which "
                          "this loop does not know: leave --fsdp_offload_params out.")
-    for key, bad, remedy in (("base", "tiny", "networks so small gain nothing, use --multi_gpu"),
-                             ("mixed_precision", "fp16", "set it to bf16 or no"),
-                             ("use_8bit_adam", True, "set it to false")):
-        value = getattr(recipe, key)
-        if value == bad:
-            raise ValueError(f"The recipe's {key} is {value!r}, which does not go with FSDP: "
-                             f"{remedy}.")
     # else transformers reads weights in the first process alone, for accelerate to send them on
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 

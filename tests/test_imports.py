@@ -14,7 +14,7 @@ LEVELS = {
     "geo": 0, "page": 0,
     "photos": 1, "encoders": 1, "noise": 1, "models": 1, "parts": 1, "recipe": 1, "lift.sds": 1,
     "lift.config": 1, "areas": 1, "checkpoints": 1, "interrupts": 1,
-    "lora": 1, "judge_recipe": 1,
+    "lora": 1, "zero": 1, "judge_recipe": 1,
     "dataset": 2, "captions": 2, "autoencoder": 2, "sampling": 2, "conditions": 2, "loop": 2,
     "draws": 2, "place": 2, "latents": 2, "texts": 2, "compose": 2, "card": 2,
     "lora_training": 2, "sharding": 2, "pipeline": 2, "geocoding": 2, "lift": 2, "hub": 2,

@@ -108,7 +108,6 @@ def test_what_does_not_go_with_sharding_is_said(
         ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "leave --fsdp_offload_params out"),
         ({}, {"base": "tiny"}, "base is 'tiny'.*--multi_gpu"),
         ({}, {"use_8bit_adam": True}, "use_8bit_adam is True.*set it to false"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed.*FSDP.*--use_fsdp"),
     ):
         with monkeypatch.context() as patch:
             for key, value in ({"FSDP_VERSION": "2"} | environment).items():
