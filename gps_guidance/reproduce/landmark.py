@@ -62,7 +62,7 @@ def method_units(landmark: Landmark, method: str, seeds: Iterable[int]) -> list[
         changes = [f"system.guidance.pretrained_model_name_or_path={landmark.no_prior_model}"]
     if landmark.config is None or config is None:
         return []
-    judges = {"clip": landmark.clip, "classifier": classifier_folder(landmark)}
+    judges = {"clip": landmark.clip, "classifier": landmark.classifier, "model": landmark.model}
     return [Unit(f"{slug(landmark.name)}/{method}-{seed}", lift,
                  {"name": landmark.name, "judges": judges, "config": config,
                   "changes": [*landmark.overrides, *changes], "seed": seed})
@@ -73,7 +73,9 @@ def lift(folder: Path, name: str, judges: dict[str, str | None], config: str, ch
          seed: int) -> dict[str, float]:
     """Run ``launch.py`` with a config and score what it grew of the landmark ``name``.
 
-    ``trial/run`` is its folder, views.png a strip of bearings. It goes on from its last checkpoint.
+    ``judges`` are the folders of a CLIP and of a classifier of bearings, or with None that of the
+    angle ``model``. ``trial/run`` is the run's folder, views.png a strip of bearings. It goes on
+    from its last checkpoint.
     """
     trial = folder / "trial" / "run"
     resume = []
@@ -82,7 +84,8 @@ def lift(folder: Path, name: str, judges: dict[str, str | None], config: str, ch
     else:
         shutil.rmtree(trial, ignore_errors=True)
     words = ["--config", config, "--train", "--engine", "portable", f"exp_root_dir={folder}",
-             "name=trial", "tag=run", "use_timestamp=false", f"seed={seed}", *changes, *resume]
+             "name=trial", "tag=run", "use_timestamp=false", f"seed={seed}",
+             f"data.n_test_views={VIEWS}", *changes, *resume]
     with open(folder / "launch.log", "w", encoding="utf-8") as log:
         code = subprocess.run([sys.executable, "-c", LAUNCH, *words], stdout=log, stderr=log,
                               check=False).returncode
@@ -102,9 +105,8 @@ def score_trial(folder: Path, name: str, judges: Mapping[str, str | None]) -> di
     data = plan.parts["data"][1]
     found: dict[str, Any] = {}
     if name in LANDMARKS:
-        reads = judges["classifier"]
-        found |= truth_scores(LANDMARKS[name], system,
-                              load_classifier(reads, name) if reads else None)
+        classifier = load_classifier(judges["classifier"], resolve_model(str(judges["model"])))
+        found |= truth_scores(LANDMARKS[name], system, classifier)
     if judges["clip"] is not None:
         scorer = load_image_text_scorer(judges["clip"])
         found["clip"] = clip_score_of_views(system, data, scorer, name)
@@ -112,12 +114,6 @@ def score_trial(folder: Path, name: str, judges: Mapping[str, str | None]) -> di
              for k in range(VIEWS)]
     write_png(folder / "views.png", image_grid([to_uint8(rgb) for rgb in strip], VIEWS))
     return {key: float(value) for key, value in found.items() if value is not None}
-
-
-def classifier_folder(landmark: Landmark) -> str | None:
-    """Where the judge of the landmark's bearings is, None if there is none."""
-    folder = Path(landmark.classifier or resolve_model(landmark.model) / "angle_classifier")
-    return str(folder) if folder.is_dir() else None
 
 
 def method_scores(landmarks: Iterable[Landmark], method: str, seeds: list[int],
