@@ -100,7 +100,8 @@ def around_the_tower(count, focal=300.0):
         c2w = photographer.look_at(at, TOWER.middle).double().numpy()
         turn = (c2w[:3, :3] @ colmap.OPENCV_TO_OPENGL).T
         pose = pycolmap.Rigid3d(pycolmap.Rotation3d(turn), -turn @ c2w[:3, 3])
-        lens = pycolmap.Camera.create(k + 1, pycolmap.CameraModelId.SIMPLE_PINHOLE, focal, 128, 96)
+        lens = pycolmap.Camera.create_from_model_id(
+            k + 1, pycolmap.CameraModelId.SIMPLE_PINHOLE, focal, 128, 96)
         model.add_camera_with_trivial_rig(lens)
         model.add_image_with_trivial_frame(
             pycolmap.Image(name=f"{k}.png", camera_id=k + 1, image_id=k + 1), pose)
