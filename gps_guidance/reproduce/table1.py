@@ -37,8 +37,10 @@ SEEN_GOAL, UNSEEN_GOAL = 85.0, 0.7
 
 def method_units(city: City, methods: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
     """A unit for each method and seed; the nearest photo is the same for every seed."""
+    about = {key: value for key, value in asdict(city).items()
+             if not key.startswith(("area", "attention"))}  # what other figures show
     return [Unit(f"{slug(city.name)}/{method}-{seed}", sample_and_score,
-                 {"city": asdict(city), "method": method, "seed": seed})
+                 {"city": about, "method": method, "seed": seed})
             for method in methods
             for seed in ([0] if method == "nearest" else seeds)]
 
