@@ -63,7 +63,7 @@ def test_nerf_is_one_unit_where_colmap_is(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(nerf.importlib.util, "find_spec", lambda _, found=found: found)
         assert len(method_units(TOWER, "nerf", [4, 5])) == count
     monkeypatch.setattr(nerf.importlib.util, "find_spec", lambda _: object())
-    elsewhere = Landmark(name="Space Needle", model="a", text_model="b", config="c")
+    elsewhere = Landmark(name="Space Needle", model="a", text_model="b", config="gps-sds-pisa")
     assert method_units(elsewhere, "nerf", [0]) == []  # there are no photos of it
 
 
@@ -105,7 +105,7 @@ def test_the_ablations_outcome(tmp_path: Path) -> None:
 
 def test_diversity_is_reported_where_there_are_models_of_both_kinds() -> None:
     both = Landmark(name="a", model="m", text_model="t", no_prior_model="n", class_prompt="a tower",
-                    clip="c")
+                    clip="c")  # and no config: no 3D
     units = ablation_3d.units(Settings(scale="", cities=[], landmarks=[both], seeds=[0, 1]))
     assert [unit.name for unit in units] == [
         f"a/class-{which}-{seed}" for which in ("ours", "no-prior") for seed in (0, 1)]

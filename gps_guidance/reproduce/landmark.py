@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from gps_guidance.image_text import load_image_text_scorer
+from gps_guidance.lift.config import find_config
 from gps_guidance.lift.export import image_grid, to_uint8, write_png
 from gps_guidance.lift.report import photo_camera, render_view, truth_scores
 from gps_guidance.lift.trial import clip_score_of_views, load_trial
@@ -62,29 +64,33 @@ def method_units(landmark: Landmark, method: str, seeds: Iterable[int]) -> list[
         changes = [f"system.guidance.pretrained_model_name_or_path={landmark.no_prior_model}"]
     if landmark.config is None or config is None:
         return []
+    changes = [*landmark.overrides, *changes]
+    told = find_config(config).read_bytes() + "\n".join(changes).encode()
+    version = hashlib.sha256(told).hexdigest()[:16]
     judges = {"clip": landmark.clip, "classifier": landmark.classifier, "model": landmark.model}
     return [Unit(f"{slug(landmark.name)}/{method}-{seed}", lift,
                  {"name": landmark.name, "judges": judges, "config": config,
-                  "changes": [*landmark.overrides, *changes], "seed": seed})
+                  "version": version, "changes": changes, "seed": seed})
             for seed in seeds]
 
 
-def lift(folder: Path, name: str, judges: dict[str, str | None], config: str, changes: list[str],
-         seed: int) -> dict[str, float]:
+def lift(folder: Path, name: str, judges: dict[str, str | None], config: str, version: str,
+         changes: list[str], seed: int) -> dict[str, float]:
     """Run ``launch.py`` with a config and score what it grew of the landmark ``name``.
 
+    ``version`` is the hash of the config file and its ``changes``: another is run from the start.
     ``judges`` are the folders of a CLIP and of a classifier of bearings, or with None that of the
-    angle ``model``. ``trial/run`` is the run's folder, views.png a strip of bearings. It goes on
-    from its last checkpoint.
+    angle ``model``. ``trial-<version>/run`` is the run's folder, views.png a strip of bearings. It
+    goes on from its last checkpoint.
     """
-    trial = folder / "trial" / "run"
+    trial = folder / f"trial-{version}" / "run"
     resume = []
     if (trial / "ckpts" / "last.ckpt").is_file():
         resume = [f"resume={trial / 'ckpts' / 'last.ckpt'}"]
     else:
         shutil.rmtree(trial, ignore_errors=True)
     words = ["--config", config, "--train", "--engine", "portable", f"exp_root_dir={folder}",
-             "name=trial", "tag=run", "use_timestamp=false", f"seed={seed}",
+             f"name={trial.parent.name}", "tag=run", "use_timestamp=false", f"seed={seed}",
              f"data.n_test_views={VIEWS}", *changes, *resume]
     with open(folder / "launch.log", "w", encoding="utf-8") as log:
         code = subprocess.run([sys.executable, "-c", LAUNCH, *words], stdout=log, stderr=log,
@@ -94,14 +100,15 @@ def lift(folder: Path, name: str, judges: dict[str, str | None], config: str, ch
     if code:
         raise ValueError(f"launch.py {' '.join(words)} ended with {code}: see "
                          f"{folder / 'launch.log'}.")
-    return score_trial(folder, name, judges)
+    return score_trial(trial, folder / "views.png", name, judges)
 
 
 @torch.no_grad()
-def score_trial(folder: Path, name: str, judges: Mapping[str, str | None]) -> dict[str, float]:
+def score_trial(trial: Path, strip: Path, name: str, judges: Mapping[str, str | None]
+                ) -> dict[str, float]:
     """The scores of a finished trial: against the exact truth where the landmark has one, and by
-    CLIP where there is a judge."""
-    system, plan = load_trial(folder / "trial" / "run")
+    CLIP where there is a judge. ``strip`` is where its views are drawn."""
+    system, plan = load_trial(trial)
     data = plan.parts["data"][1]
     found: dict[str, Any] = {}
     if name in LANDMARKS:
@@ -110,9 +117,9 @@ def score_trial(folder: Path, name: str, judges: Mapping[str, str | None]) -> di
     if judges["clip"] is not None:
         scorer = load_image_text_scorer(judges["clip"])
         found["clip"] = clip_score_of_views(system, data, scorer, name)
-    strip = [render_view(system, *photo_camera(data, 360.0 / VIEWS * k), STRIP, STRIP)["rgb"]
+    views = [render_view(system, *photo_camera(data, 360.0 / VIEWS * k), STRIP, STRIP)["rgb"]
              for k in range(VIEWS)]
-    write_png(folder / "views.png", image_grid([to_uint8(rgb) for rgb in strip], VIEWS))
+    write_png(strip, image_grid([to_uint8(rgb) for rgb in views], VIEWS))
     return {key: float(value) for key, value in found.items() if value is not None}
 
 
