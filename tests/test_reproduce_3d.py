@@ -123,8 +123,10 @@ def test_gps_against_addresses_by_hand() -> None:
 
 
 def test_a_city_without_a_model_of_addresses_has_no_such_ablation() -> None:
-    settings = load_settings("miniature", ["cities.0.address_model=null"])
-    assert ablation_geo.units(settings) == []
+    assert ablation_geo.units(load_settings("miniature", ["cities.0.address_model=null"])) == []
+    units = ablation_geo.units(load_settings("miniature", ["cities.0.address_model=mine"]))
+    assert {unit.name.rpartition("-")[0] for unit in units} == {
+        "miniatown/ours", "miniatown/address-model", "miniatown/text"}
 
 
 def test_bars_are_drawn(tmp_path: Path) -> None:
