@@ -37,10 +37,13 @@ SEEN_GOAL, UNSEEN_GOAL = 85.0, 0.7
 
 def method_units(city: City, methods: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
     """A unit for each method and seed; the nearest photo is the same for every seed."""
+    # without what other figures show
     about = {key: value for key, value in asdict(city).items()
-             if not key.startswith(("area", "attention"))}  # what other figures show
+             if not key.startswith(("area", "attention")) and key != "address_model"}
     return [Unit(f"{slug(city.name)}/{method}-{seed}", sample_and_score,
-                 {"city": about, "method": method, "seed": seed})
+                 {"city": about | ({"address_model": city.address_model}
+                                   if method == "address-model" else {}),
+                  "method": method, "seed": seed})
             for method in methods
             for seed in ([0] if method == "nearest" else seeds)]
 
