@@ -15,7 +15,8 @@ from gps_guidance.reproduce.outcome import Outcome, Table
 STYLE = """\
 h2 { font-weight: 600; font-size: 1.2rem; margin: 2.6rem 0 .6rem } p { margin: .4rem 0 }
 table { margin: .8rem 0 } th { text-align: left; font-weight: 600; border-bottom: 1px solid #ccc }
-td, th { padding: 3px 12px 3px 0 } td.n { font-variant-numeric: tabular-nums; white-space: nowrap }
+td, th { padding: 3px 12px 3px 0; vertical-align: top } td:first-child { min-width: 9rem }
+td.n { font-variant-numeric: tabular-nums; white-space: nowrap } small { color: #666 }
 td.paper { color: #8a6d1d } .holds { color: #246b38 } .fails { color: #a3261d }
 .note { color: #666; font-size: .93rem } figure { margin: 1rem 0 } img { max-width: 100% }
 figcaption { color: #555; font-size: .9rem }
@@ -65,7 +66,13 @@ def _table(table: Table) -> str:
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
     for row in rows:
         cells = [f"<td>{html.escape(row[0])}</td>"]
-        cells += [f'<td class="{"n" if at < ours else "n paper"}">{html.escape(cell)}</td>'
+        cells += [f'<td class="{"n" if at < ours else "n paper"}">{_score(cell)}</td>'
                   for at, cell in enumerate(row) if at]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table>{''.join(lines)}</table>"
+
+
+def _score(cell: str) -> str:
+    """A score with its interval below, or a table of many would not fit on a page."""
+    mean, bracket, interval = html.escape(cell).partition(" [")
+    return f"{mean}<br><small>[{interval}</small>" if bracket else mean
