@@ -15,7 +15,7 @@ from gps_guidance.reproduce.outcome import Outcome, Table
 STYLE = """\
 h2 { font-weight: 600; font-size: 1.2rem; margin: 2.6rem 0 .6rem } p { margin: .4rem 0 }
 table { margin: .8rem 0 } th { text-align: left; font-weight: 600; border-bottom: 1px solid #ccc }
-td, th { padding: 3px 12px 3px 0; vertical-align: top } td:first-child { min-width: 9rem }
+td, th { padding: 3px 8px 3px 0; vertical-align: top } td:first-child { min-width: 9rem }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap } small { color: #666 }
 td.paper { color: #8a6d1d } .holds { color: #246b38 } .fails { color: #a3261d }
 .note { color: #666; font-size: .93rem } figure { margin: 1rem 0 } img { max-width: 100% }
