@@ -14,7 +14,7 @@ from gps_guidance import cli
 from gps_guidance.gps_clip import GPSClip
 from gps_guidance.image_text import start_small_clip
 from gps_guidance.reproduce.angles import angle_scores, every_bin
-from gps_guidance.reproduce.evaluate import Judging, evaluate, retrieval
+from gps_guidance.reproduce.evaluate import Judging, _leakage, evaluate, retrieval
 from gps_guidance.scorers import AngleClassifier
 
 FEW = ["--steps", "1", "--seed", "4"]
@@ -55,7 +55,7 @@ def test_a_gps_model_by_both_judges(tiny_gps_model: Path, clip: Path, gps_clip: 
              "--limit", 3, "--out", out, *FEW]
     assert cli.main(list(map(str, words))) == 0
     scores = json.loads(out.read_text())
-    assert set(scores) == {"clip", "gps", "average", "recall_at_1", "retrieval_error_km"}
+    assert set(scores) == {"clip", "gps", "average", "recall_at_1", "retrieval_error_km", "leakage"}
     for score in scores.values():
         assert score["count"] == 3 and score["low"] <= score["mean"] <= score["high"]
     assert scores["average"]["mean"] == pytest.approx(
@@ -75,6 +75,29 @@ def test_retrieval_is_right_where_the_judge_is() -> None:
     assert found["recall_at_1"] == [100, 100, 0]
     assert "recall_at_10" not in found
     assert found["retrieval_error_km"] == pytest.approx([0, 0, 22.22], abs=0.01)
+
+
+@pytest.mark.parametrize(("shown", "leakage"), [("lat", 0), ("prompt", 1)])
+def test_leakage_is_of_text_alone(monkeypatch: pytest.MonkeyPatch, shown: str, leakage: float
+                                  ) -> None:
+    """Images that show the place of their position, or one that their prompt decides."""
+    rows = [{"prompt": f"prompt {k % 5}", "lat": float(k), "lon": 0.0} for k in range(40)]
+    asked: list[dict[str, object]] = []
+
+    def sample(_model: object, crossed: list[dict[str, object]], *_: object) -> torch.Tensor:
+        asked.extend(crossed)
+        known = sorted({row[shown] for row in crossed}, key=str)
+        return torch.tensor([known.index(row[shown]) for row in crossed])
+
+    class Judge:
+        def retrieve(self, images: torch.Tensor, _positions: object) -> np.ndarray:
+            return images[:, None].numpy()
+
+    monkeypatch.setattr("gps_guidance.reproduce.evaluate._sample", sample)
+    found = _leakage(None, Judge(), rows, Judging())["leakage"]  # type: ignore[arg-type]
+    assert found == pytest.approx([leakage] * 16)
+    assert len(asked) == 4 * 16 * 2
+    assert _leakage(None, Judge(), rows[:1], Judging()) == {}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -46,7 +46,7 @@ def test_the_miniature_needs_nothing_and_can_be_changed() -> None:
 
 
 @pytest.mark.parametrize(("scale", "overrides", "said"), [
-    ("tiny", [], "give miniature, paper or a YAML"),
+    ("tiny", [], "give miniature, miniature-arch, paper or a YAML"),
     ("miniature", ["cities.0.speed=3"], "The settings have"),
     ("miniature", ["seeds=many"], "The settings have"),
     ("miniature", ["seeds"], "is not key=value"),

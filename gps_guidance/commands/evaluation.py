@@ -15,8 +15,9 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
                         help="experiments, all if there is none (table1 table2 table3 ablation-geo "
                         "ablation-3d fig6 fig8 fig9); changes to the scale's settings")
     parser.add_argument("--scale", default="miniature", metavar="NAME|FILE.yaml",
-                        help="miniature: the procedural worlds and the bundled models; paper: your "
-                        "photos and weights; or settings of your own (docs/evaluation.md)")
+                        help="miniature: the procedural worlds and the bundled models; "
+                        "miniature-arch: a nearly symmetric landmark in 3D; paper: your photos "
+                        "and weights; or settings of your own (docs/evaluation.md)")
     parser.add_argument("--out", required=True, metavar="FOLDER",
                         help="tables, pictures, report.html; what is there is not done again")
     parser.add_argument("--processes", type=types.count,

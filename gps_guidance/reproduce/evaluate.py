@@ -8,20 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
 from gps_guidance.geo import Bounds, LatLon
+from gps_guidance.gps_clip import GPSClip
 from gps_guidance.image_text import load_image_text_scorer
 from gps_guidance.lift.plan import Plan
 from gps_guidance.lift.report import SCORES
 from gps_guidance.lift.trial import load_trial, random_views
-from gps_guidance.metrics import average_score, recall_at, retrieval_error_km
+from gps_guidance.metrics import (
+    average_score,
+    prompt_place_leakage,
+    recall_at,
+    retrieval_error_km,
+)
 from gps_guidance.models import DiffusionModel, load_angle_encoder, load_model, resolve_model
 from gps_guidance.reproduce.angles import angle_scores, every_bin, load_classifier, sample_bins
 from gps_guidance.reproduce.city import (
+    BATCH,
     Pairs,
     clip_scores,
     gps_scores,
@@ -36,11 +44,12 @@ from gps_guidance.sampling import sample_gps
 TITLES = {
     "clip": "CLIP score", "gps": "GPS score", "average": "average",
     "recall_at_1": "own position first, %", "recall_at_10": "own position among ten, %",
-    "retrieval_error_km": "error of the position, km",
+    "retrieval_error_km": "error of the position, km", "leakage": "prompt-place leakage",
     "angle_accuracy": "angle accuracy, %", "within_one": "within one bin, %",
 }
 DETAILS = ("psnr_affine_db", "depth_error", "aligned_mask_iou", "aligned_occupancy_iou",
            "aligned_psnr_db", "bearing_within_15_deg")  # of a trial, beside SCORES
+LEAKAGE_PROMPTS, LEAKAGE_POSITIONS, LEAKAGE_SEEDS = 4, 16, 2
 
 
 @dataclass(frozen=True)
@@ -137,12 +146,12 @@ def _gps_values(model: DiffusionModel, bounds: Bounds, judging: Judging) -> dict
     where = [(row["lat"], row["lon"]) for row in rows]
     _check_inside(bounds, where, f"The model does not cover the pairs {judging.pairs}")
     clip = None if judging.clip is None else load_image_text_scorer(judging.clip).to(_device())
-    gps_clip: Any = None if judging.gps_clip is None else load_judge(judging.gps_clip)
+    gps_clip = None if judging.gps_clip is None else load_judge(judging.gps_clip)
     if gps_clip is not None:
         gps_clip.to(_device())
         _check_inside(gps_clip.bounds, where,
                       f"The judge {judging.gps_clip} does not cover the pairs {judging.pairs}")
-    images = _sample(model, rows, judging)
+    images = _sample(model, rows, judging, "images")
     values: dict[str, list[float]] = {}
     if clip is not None:
         values["clip"] = clip_scores(clip, rows, images)
@@ -152,6 +161,7 @@ def _gps_values(model: DiffusionModel, bounds: Bounds, judging: Judging) -> dict
         values["average"] = list(map(average_score, values["clip"], values["gps"]))
     if gps_clip is not None:
         values |= retrieval(gps_similarities(gps_clip, rows, images), where)
+        values |= _leakage(model, gps_clip, rows, judging)
     return values
 
 
@@ -162,14 +172,38 @@ def _check_inside(bounds: Bounds, where: list[LatLon], trouble: str) -> None:
         raise ValueError(f"{trouble}: {error} Give --pairs of its own city.") from error
 
 
-def _sample(model: DiffusionModel, rows: Pairs, judging: Judging) -> Tensor:
+def _sample(model: DiffusionModel, rows: Pairs, judging: Judging, what: str) -> Tensor:
     scale = 7.5 if judging.guidance_scale is None else judging.guidance_scale
     batches = list(parts(rows, judging.seed))
     return torch.cat([
         sample_gps(model, [row["prompt"] for row in part],
                    [(row["lat"], row["lon"]) for row in part], None, scale,
                    judging.gps_guidance_scale, judging.steps, seed)
-        for part, seed in tqdm(batches, desc="images", unit="batch", leave=False)])
+        for part, seed in tqdm(batches, desc=what, unit="batch", leave=False)])
+
+
+def _leakage(model: DiffusionModel, judge: GPSClip, rows: Pairs, judging: Judging
+             ) -> dict[str, list[float]]:
+    """The prompt-place leakage at each of some positions of the list; of one prompt there is none.
+
+    Prompts and positions are taken evenly from the list, and each image's place is the position
+    that the judge finds likeliest.
+    """
+    prompts = _evenly(list(dict.fromkeys(row["prompt"] for row in rows)), LEAKAGE_PROMPTS)
+    where = _evenly(list(dict.fromkeys((row["lat"], row["lon"]) for row in rows)),
+                    LEAKAGE_POSITIONS)
+    if len(prompts) < 2 or len(where) < 2:
+        return {}
+    crossed = [{"prompt": prompt, "lat": lat, "lon": lon} for prompt in prompts
+               for lat, lon in where for _ in range(LEAKAGE_SEEDS)]
+    images = _sample(model, crossed, judging, "images for the leakage")
+    places = np.concatenate([judge.retrieve(part, where)[:, 0] for part in images.split(BATCH)])
+    places = places.reshape(len(prompts), len(where), LEAKAGE_SEEDS)
+    return {"leakage": [prompt_place_leakage(places[:, at : at + 1]) for at in range(len(where))]}
+
+
+def _evenly(values: list[Any], count: int) -> list[Any]:
+    return values[:: max(1, len(values) // count)][:count]
 
 
 def retrieval(scores: Tensor, positions: Sequence[LatLon]) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gps_guidance.attention import name_tokens, record_attention
+from gps_guidance.attention import AttentionMaps, AttentionRecord, name_tokens, record_attention
 from gps_guidance.miniature.city import parse_caption
 from gps_guidance.models import DiffusionModel, load_angle_encoder
 from gps_guidance.reproduce.city import model_of
@@ -28,17 +28,17 @@ def units(settings: Settings) -> list[Unit]:
 
 def captioned_units(settings: Settings) -> list[tuple[Unit, str]]:
     """Each prompt at each place of a city, and the first landmark from a bearing."""
-    seed = settings.seeds[0]
     found = []
     for city in settings.cities:
         for at, prompt in enumerate(city.attention_prompts):
             for place in city.attention_places:
                 unit = Unit(f"{slug(city.name)}/attention-{at}-{slug(place)}", look_at_city,
-                            {"city": asdict(city), "prompt": prompt, "place": place, "seed": seed})
+                            {"city": asdict(city), "prompt": prompt, "place": place,
+                             "seeds": settings.seeds})
                 found.append((unit, f"\"{prompt}\" at: {place.replace('-', ' ')}"))
     for landmark in settings.landmarks[:1]:
         unit = Unit(f"{slug(landmark.name)}/attention", look_at_landmark,
-                    {"landmark": asdict(landmark), "seed": seed})
+                    {"landmark": asdict(landmark), "seed": settings.seeds[0]})
         found.append((unit, f"{landmark.name} from {landmark.attention_bearing:g}°"))
     return found
 
@@ -46,28 +46,36 @@ def captioned_units(settings: Settings) -> list[tuple[Unit, str]]:
 # --- pieces of work ----------------------------------------------------------------------------
 
 
-def look_at_city(folder: Path, city: dict[str, Any], prompt: str, place: str, seed: int
+def look_at_city(folder: Path, city: dict[str, Any], prompt: str, place: str, seeds: list[int]
                  ) -> dict[str, Any]:
-    """attention.png, and of each word ``with_place``, the correlation over pixels of its map with
-    that of the place's tokens."""
+    """attention.png of the first seed, and ``with_place``: a pair for each word of each seed's
+    image, of its name and the correlation over pixels of its map with that of the place's tokens.
+    """
     where = City(**city)
     lat, lon = where.attention_places[place]
     model, size = model_of(where.model), (where.resolution, where.resolution)
-    with record_attention(model.unet, _place_tokens(model)) as record:
-        image = sample_gps(model, [prompt], [(lat, lon)], size, where.guidance_scale,
-                           where.gps_guidance_scale, where.steps, seed)
-    return _draw(folder, model, prompt, image, record)
+    found = []
+    for seed in seeds:
+        with record_attention(model.unet, _place_tokens(model)) as record:
+            image = sample_gps(model, [prompt], [(lat, lon)], size, where.guidance_scale,
+                               where.gps_guidance_scale, where.steps, seed)
+        maps = _maps(model, prompt, image, record)
+        if seed == seeds[0]:
+            _draw(folder, image, maps)
+        found += _with_place(maps, _place_tokens(model))
+    return {"with_place": found}
 
 
 def look_at_landmark(folder: Path, landmark: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The same of a landmark."""
+    """attention.png of a landmark."""
     where = Landmark(**landmark)
     load_angle_encoder(where.model)  # ValueError for a model of something else
     model = model_of(where.model)
     with record_attention(model.unet, _place_tokens(model)) as record:
         image = sample_angles(model, [where.attention_bearing], where.guidance_scale, where.steps,
                               seed)
-    return _draw(folder, model, None, image, record)
+    _draw(folder, image, _maps(model, None, image, record))
+    return {}
 
 
 def _place_tokens(model: DiffusionModel) -> int:
@@ -76,15 +84,20 @@ def _place_tokens(model: DiffusionModel) -> int:
     return model.gps_encoder.num_tokens
 
 
-def _draw(folder: Path, model: DiffusionModel, prompt: str | None, image: Tensor, record: Any
-          ) -> dict[str, Any]:
+def _maps(model: DiffusionModel, prompt: str | None, image: Tensor, record: AttentionRecord
+          ) -> AttentionMaps:
     tokens = name_tokens(model.tokenizer, prompt, model.gps_encoder)
-    maps = record.maps(tokens, tuple(image.shape[2:])).named()
+    return record.maps(tokens, tuple(image.shape[2:])).named()
+
+
+def _draw(folder: Path, image: Tensor, maps: AttentionMaps) -> None:
     draw_attention(pictures(image)[0], maps.raw, maps.names, folder / "attention.png")
-    count = _place_tokens(model)
+
+
+def _with_place(maps: AttentionMaps, count: int) -> list[tuple[str, float]]:
+    """Each word and the correlation of its map with the sum of the last ``count``, the place's."""
     flat = torch.cat([maps.raw[-count:].sum(0, keepdim=True), maps.raw[:-count]]).flatten(1)
-    found = torch.corrcoef(flat)[0, 1:].tolist()
-    return {"with_place": list(zip(maps.names[:-count], found, strict=True))}
+    return list(zip(maps.names[:-count], torch.corrcoef(flat)[0, 1:].tolist(), strict=True))
 
 
 # --- outcome -----------------------------------------------------------------------------------
