@@ -160,6 +160,21 @@ def test_the_volume_is_summed_once_and_again_after_a_step():
     torch.testing.assert_close(other(points)["density"], after)
 
 
+def test_placing_samples_shares_the_volume_of_training():
+    field, points = pyramid((2, 4)), torch.rand(8, 3) - 0.5
+    with torch.no_grad():
+        placed = field.forward_density(points)
+        kept = field._cache
+    density = field(points)["density"]
+    assert field._cache is kept and not placed.requires_grad and torch.equal(placed, density)
+    density.sum().backward()
+    assert all(level.grad is not None for level in field.levels)
+    field.eval()
+    with torch.no_grad():
+        field(points)
+    assert not field._cache[1].requires_grad  # pictures keep no graph
+
+
 def test_a_second_backward_pass_needs_only_update_step():
     field, points = pyramid(), torch.rand(4, 3) - 0.5
     for step in range(2):  # gradient accumulation: no optimiser step in between

@@ -273,19 +273,26 @@ class PyramidGrid(Field):
         self._cache = None
 
     def volume(self) -> Tensor:
-        """The summed pre-activation values [1, 1 + n_feature_dims, Z, Y, X], once a step."""
-        key = (torch.is_grad_enabled(), tuple(level._version for level in self.levels))
+        """The summed pre-activation values [1, 1 + n_feature_dims, Z, Y, X], once a step.
+
+        In training a call without gradients, by which samples are placed, takes those of the call
+        with them.
+        """
+        wanted = torch.is_grad_enabled()
+        key = (wanted or self.training, tuple(level._version for level in self.levels))
         if self._cache is None or self._cache[0] != key:
-            total = torch.zeros_like(self.start)
-            for level in self.levels:
-                if level.shape[-1] != self.side:
-                    level = F.interpolate(level, (self.side,) * 3, mode="trilinear",
-                                          align_corners=True)
-                total = total + level
-            total = total * self.gain
-            total = torch.cat([total[:, :1] + self.start, total[:, 1:]], dim=1)
-            self._cache = (key, total)
-        return self._cache[1]
+            with torch.set_grad_enabled(key[0]):
+                self._cache = (key, self._sum())
+        return self._cache[1] if wanted else self._cache[1].detach()
+
+    def _sum(self) -> Tensor:
+        total = torch.zeros_like(self.start)
+        for level in self.levels:
+            if level.shape[-1] != self.side:
+                level = F.interpolate(level, (self.side,) * 3, mode="trilinear", align_corners=True)
+            total = total + level
+        total = total * self.gain
+        return torch.cat([total[:, :1] + self.start, total[:, 1:]], dim=1)
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:
         density = self.cfg.density_scale * self.density_activation(raw)
