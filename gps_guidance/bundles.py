@@ -11,8 +11,11 @@ from pathlib import Path
 from gps_guidance.hub import check_finished, shareable_files
 from gps_guidance.parts import INDEX, PARTS, SHARED, beside, missing_parts, part_folder
 
-WRITERS = ("_name_or_path", "_diffusers_version", "transformers_version")  # of a config, not its
-# meaning: a part that was loaded and saved again is still the same
+# Of a config, not its meaning: a part that was loaded and saved again is still the same.
+WRITERS = ("_name_or_path", "_diffusers_version", "transformers_version", "is_local",
+           "local_files_only", "max_length")
+DEFAULTS = {"pad_to_multiple_of": None, "pad_token_type_id": 0, "padding_side": "right",
+            "stride": 0, "truncation_side": "right", "truncation_strategy": "longest_first"}
 
 
 def bundle(folder: str | Path, out: str | Path, share_with: Sequence[str] = ()) -> Path:
@@ -77,7 +80,8 @@ def _same(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> bool:
 
 
 def _settings(content: bytes) -> dict[str, object]:
-    return {key: value for key, value in json.loads(content).items() if key not in WRITERS}
+    return {key: value for key, value in json.loads(content).items()
+            if key not in WRITERS and (key not in DEFAULTS or value != DEFAULTS[key])}
 
 
 def _read(content: Path | bytes) -> bytes:

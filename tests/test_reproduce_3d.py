@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from gps_guidance.image_text import start_small_clip
 from gps_guidance.lift.export import read_png
 from gps_guidance.reproduce import ablation_3d, ablation_geo, fig8, nerf, table3
 from gps_guidance.reproduce.landmark import method_scores, method_units
@@ -108,8 +110,31 @@ def test_diversity_is_reported_where_there_are_models_of_both_kinds() -> None:
                     clip="c")  # and no config: no 3D
     units = ablation_3d.units(Settings(scale="", cities=[], landmarks=[both], seeds=[0, 1]))
     assert [unit.name for unit in units] == [
-        f"a/class-{which}-{seed}" for which in ("ours", "no-prior") for seed in (0, 1)]
-    assert {unit.arguments["model"] for unit in units} == {"m", "n"}
+        f"a/class-{which}-{seed}" for which in ("ours", "no-prior", "base") for seed in (0, 1)]
+
+
+def test_diversity_is_of_the_images(tmp_path: Path, tiny_angle_model: Path, tiny_sd_model: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 for images that are all alike, more for what models draw from other noises."""
+    torch.manual_seed(0)
+    scorer = start_small_clip(["a tower"], 16)
+    scorer.model.save_pretrained(tmp_path / "clip")
+    scorer.tokenizer.save_pretrained(tmp_path / "clip")
+    monkeypatch.setattr(ablation_3d, "IMAGES", 4)
+    monkeypatch.setattr(ablation_3d, "BATCH", 2)
+    where = asdict(Landmark(
+        name="a", model=str(tiny_angle_model), text_model=str(tiny_sd_model), steps=1,
+        no_prior_model=str(tiny_angle_model), class_prompt="a tower", clip=str(tmp_path / "clip")))
+
+    def diversity(which: str) -> float:
+        (tmp_path / which).mkdir(exist_ok=True)
+        return float(ablation_3d.class_diversity(tmp_path / which, where, which, 0)["diversity"])
+
+    found = {which: diversity(which) for which in ablation_3d.SPREADS}
+    assert found["ours"] == found["no-prior"] > 1e-5 and found["base"] > 1e-5
+    assert read_png(tmp_path / "base" / "sheet.png").shape[2] == 3
+    monkeypatch.setattr(ablation_3d, "_class_images", lambda *_: torch.ones(2, 3, 16, 16))
+    assert diversity("ours") == pytest.approx(0, abs=1e-5)
 
 
 def test_gps_against_addresses_by_hand() -> None:
