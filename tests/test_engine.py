@@ -396,9 +396,10 @@ def test_the_command_that_resumes_keeps_the_flags(config, messages, monkeypatch)
 
     assert run(config, "train", "trainer.max_steps=3") == 0
     monkeypatch.setattr(system.export, "write_video", full)
-    assert run(config, "test", "resume=last") == 1
+    assert run(config, "test", "resume=last", "--no-report") == 1
     said = messages()
-    assert "--test resume=" in said and said.rstrip().endswith("--gpu cpu --engine portable")
+    assert "--test resume=" in said
+    assert said.rstrip().endswith("--gpu cpu --engine portable --no-report")
 
 
 def test_engine_device_and_model_are_logged(config, messages, tiny_angle_model):
@@ -455,6 +456,14 @@ def test_run_is_reported(straight):
     metrics = json.loads((straight[1] / "metrics.json").read_text())
     assert metrics["engine"] == "portable" and metrics["device"] == "cpu"
     assert metrics["seconds"] >= 0 and metrics["peak_memory_bytes"] > 1e7
+
+
+@pytest.mark.parametrize("mode", ["train", "test"])
+def test_a_report_can_be_left_out(config, messages, mode):
+    assert run(config, mode, "trainer.max_steps=1", "--no-report") == 0
+    left = {path.name for path in Path("out/tiny/t").iterdir()}
+    assert "save" in left and not left & {"metrics.json", "mesh.glb", "report.html", "report.png"}
+    assert "Scores" not in messages()
 
 
 def test_resume_goes_on_in_the_trial_that_the_checkpoint_belongs_to(tmp_path, monkeypatch):

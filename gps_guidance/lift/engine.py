@@ -175,8 +175,8 @@ def make_trainer(plan: Plan, device: Any, callbacks: list[Any], loggers: list[An
 
 
 def train(plan: Plan, source: Path, device: Any, argv: Sequence[str],
-          photos: str | None = None) -> None:
-    """Fit, then test, then report, as ``--train``."""
+          photos: str | None = None, report: bool = True) -> None:
+    """Fit, then test, then report unless it is not wanted, as ``--train``."""
     from lightning.pytorch.callbacks import LearningRateMonitor
 
     from gps_guidance.lift.callbacks import ConfigSnapshot, GracefulStop, model_checkpoint
@@ -200,10 +200,12 @@ def train(plan: Plan, source: Path, device: Any, argv: Sequence[str],
     with stop:
         trainer.fit(system, datamodule=datamodule, ckpt_path=cfg.resume)
         trainer.test(system, datamodule=datamodule, verbose=False)
-    write_report(plan, system, datamodule, device, photos)
+    if report:
+        write_report(plan, system, datamodule, device, photos)
 
 
-def evaluate(plan: Plan, device: Any, mode: str, photos: str | None = None) -> None:
+def evaluate(plan: Plan, device: Any, mode: str, photos: str | None = None,
+             report: bool = True) -> None:
     """``--validate`` or ``--test`` of a checkpoint (of a fresh field if there is none)."""
     from gps_guidance.lift.callbacks import GracefulStop
 
@@ -216,7 +218,7 @@ def evaluate(plan: Plan, device: Any, mode: str, photos: str | None = None) -> N
             trainer.validate(system, datamodule=datamodule, verbose=False)
         else:
             trainer.test(system, datamodule=datamodule, verbose=False)
-    if mode == "test":
+    if mode == "test" and report:
         write_report(plan, system, datamodule, device, photos)
 
 
@@ -310,6 +312,8 @@ def parser() -> argparse.ArgumentParser:
                             "compiled packages gets stand-ins")
     flags.add_argument("--photos", metavar="DATASET",
                        help="the landmark's photos, to score the result against them")
+    flags.add_argument("--no-report", action="store_true",
+                       help="neither scores (metrics.json) nor mesh.glb nor report.html at the end")
     flags.add_argument("--verbose", action="store_true", help="debug log and tracebacks")
     flags.add_argument("--gradio", action="store_true", help=argparse.SUPPRESS)
     flags.add_argument("--typecheck", action="store_true", help=argparse.SUPPRESS)
@@ -358,11 +362,11 @@ def run_portable(args: argparse.Namespace, overrides: Sequence[str], argv: Seque
                 cfg.trial_dir)
     try:
         if args.mode == "train":
-            train(plan, source, device, argv, args.photos)
+            train(plan, source, device, argv, args.photos, not args.no_report)
         elif args.mode == "export":
             export_mesh(plan, device)
         else:
-            evaluate(plan, device, args.mode, args.photos)
+            evaluate(plan, device, args.mode, args.photos, not args.no_report)
     except (Interrupted, KeyboardInterrupt, SIGTERMException):
         logger.warning("Stopped. %s", how_to_go_on(cfg, args))
         return STOPPED
@@ -387,6 +391,8 @@ def how_to_go_on(cfg: ExperimentConfig, args: argparse.Namespace) -> str:
         value = getattr(args, flag)
         if value != parser().get_default(flag):
             command += [f"--{flag}", value]
+    if args.no_report:
+        command.append("--no-report")
     return f"Resume with: {shlex.join(command)}"
 
 

@@ -89,7 +89,8 @@ def lift(folder: Path, name: str, judges: dict[str, str | None], config: str, ve
         resume = [f"resume={trial / 'ckpts' / 'last.ckpt'}"]
     else:
         shutil.rmtree(trial, ignore_errors=True)
-    words = ["--config", config, "--train", "--engine", "portable", f"exp_root_dir={folder}",
+    words = ["--config", config, "--train", "--engine", "portable", "--no-report",
+             f"exp_root_dir={folder}",
              f"name={trial.parent.name}", "tag=run", "use_timestamp=false", f"seed={seed}",
              f"data.n_test_views={VIEWS}", *changes, *resume]
     with open(folder / "launch.log", "w", encoding="utf-8") as log:
