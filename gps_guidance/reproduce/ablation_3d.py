@@ -1,4 +1,5 @@
-"""Fig. 8, right: 3D without the angle and without prior preservation; and what that is good for."""
+"""Fig. 8, right: 3D without the angle, by words and Perp-Neg instead, and without prior
+preservation; and what that is good for."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from gps_guidance.reproduce.table3 import claims_of, rows_of, table_of, units_of
 from gps_guidance.reproduce.work import Done, Unit, Work
 from gps_guidance.sampling import sample_angles, sample_texts
 
-RUNS = {"ours": "ours", "no-angle": "without the angle", "no-prior": "without prior preservation"}
+RUNS = {"ours": "ours", "no-angle": "without the angle",
+        "perp-neg": "DreamFusion with Perp-Neg",
+        "no-prior": "without prior preservation"}
 TITLES = RUNS | {"base": "the text model"}
 SPREADS = ("ours", "no-prior", "base")  # whose images of the class are compared
 IMAGES, BATCH = 48, 16  # of the class, whose diversity is measured
@@ -77,6 +80,8 @@ def outcome(settings: Settings, work: Work, done: Mapping[str, Done]) -> Outcome
     made = Outcome("Ablation in 3D: angle and prior preservation (Fig. 8, right)", table,
                    views_of(settings, work, rows, RUNS))
     made.claims = claims_of(rows, ["no-angle"], "without the angle")
+    if "perp-neg" in rows:
+        made.claims += claims_of(rows, ["perp-neg"], "DreamFusion with Perp-Neg")
     priors = _with_priors(settings)
     if priors:
         spread = {which: Score.of(100 * _result(done, _class_unit(landmark, which, seed))

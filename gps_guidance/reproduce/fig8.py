@@ -16,7 +16,7 @@ from gps_guidance.reproduce.work import Done, Unit, Work
 
 SHOWN = {"ablation-geo": ("clip", "gps"),
          "ablation-3d": ("clip", "mask_iou", "occupancy_iou", "bearing_within_one_bin")}
-COLOURS = ("#2f6f9f", "#c8a24a", "#9a9a9a")
+COLOURS = ("#2f6f9f", "#c8a24a", "#9a9a9a", "#7f5f8f")
 
 
 def units(settings: Settings) -> list[Unit]:
