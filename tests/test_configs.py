@@ -137,7 +137,7 @@ def test_the_miniatures_landmarks_differ_in_model_and_cameras_alone():
 
 
 @pytest.mark.parametrize(("name", "scales"), [
-    ("dreamfusion-sd", (100, 100)), ("dreamfusion-pisa", (1, 2))])
+    ("dreamfusion-sd", (100, 100)), ("dreamfusion-pisa", (7.5, 8.5))])
 def test_the_baselines_differ_in_perp_neg_alone(name, scales):
     plain, perp_neg = (read(small_runs.ROOT / "threestudio_configs" / f"{stem}.yaml")
                        for stem in (name, f"{name}-perp-neg"))
@@ -159,7 +159,7 @@ def test_the_miniatures_baseline_differs_in_what_the_model_is_told_alone():
     plan, theirs = make_plan(ours), make_plan(baseline)
     mine, other = (vars(p.parts["guidance"][1]) for p in (plan, theirs))
     differ = {key for key in set(mine) & set(other) if mine[key] != other[key]}
-    assert differ == {"pretrained_model_name_or_path", "view_dependent_prompting"}
+    assert differ == {"pretrained_model_name_or_path", "view_dependent_prompting", "guidance_scale"}
 
 
 IN_THREESTUDIO = '''
