@@ -146,7 +146,7 @@ def _gps_values(model: DiffusionModel, bounds: Bounds, judging: Judging) -> dict
     where = [(row["lat"], row["lon"]) for row in rows]
     _check_inside(bounds, where, f"The model does not cover the pairs {judging.pairs}")
     clip = None if judging.clip is None else load_image_text_scorer(judging.clip).to(_device())
-    gps_clip = None if judging.gps_clip is None else load_judge(judging.gps_clip)
+    gps_clip: Any = None if judging.gps_clip is None else load_judge(judging.gps_clip)
     if gps_clip is not None:
         gps_clip.to(_device())
         _check_inside(gps_clip.bounds, where,

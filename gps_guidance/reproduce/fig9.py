@@ -87,7 +87,8 @@ def _place_tokens(model: DiffusionModel) -> int:
 def _maps(model: DiffusionModel, prompt: str | None, image: Tensor, record: AttentionRecord
           ) -> AttentionMaps:
     tokens = name_tokens(model.tokenizer, prompt, model.gps_encoder)
-    return record.maps(tokens, tuple(image.shape[2:])).named()
+    height, width = image.shape[2:]
+    return record.maps(tokens, (height, width)).named()
 
 
 def _draw(folder: Path, image: Tensor, maps: AttentionMaps) -> None:
