@@ -14,7 +14,7 @@ from gps_guidance import cli
 from gps_guidance.gps_clip import GPSClip
 from gps_guidance.image_text import start_small_clip
 from gps_guidance.reproduce.angles import angle_scores, every_bin
-from gps_guidance.reproduce.evaluate import Judging, _leakage, evaluate, retrieval
+from gps_guidance.reproduce.evaluate import Judging, _leakage, evaluate, farthest, retrieval
 from gps_guidance.scorers import AngleClassifier
 
 FEW = ["--steps", "1", "--seed", "4"]
@@ -77,6 +77,12 @@ def test_retrieval_is_right_where_the_judge_is() -> None:
     assert found["retrieval_error_km"] == pytest.approx([0, 0, 22.22], abs=0.01)
 
 
+def test_positions_are_taken_far_apart() -> None:
+    line = [(0.0, 0.01 * k) for k in (5, 4, 0, 9, 9)]
+    assert farthest(line, 3) == [(0.0, 0.05), (0.0, 0.0), (0.0, 0.09)]
+    assert len(farthest(line, 9)) == 4  # no position twice
+
+
 @pytest.mark.parametrize(("shown", "leakage"), [("lat", 0), ("prompt", 1)])
 def test_leakage_is_of_text_alone(monkeypatch: pytest.MonkeyPatch, shown: str, leakage: float
                                   ) -> None:
@@ -95,8 +101,8 @@ def test_leakage_is_of_text_alone(monkeypatch: pytest.MonkeyPatch, shown: str, l
 
     monkeypatch.setattr("gps_guidance.reproduce.evaluate._sample", sample)
     found = _leakage(None, Judge(), rows, Judging())["leakage"]  # type: ignore[arg-type]
-    assert found == pytest.approx([leakage] * 16)
-    assert len(asked) == 4 * 16 * 2
+    assert found == pytest.approx([leakage] * 8)
+    assert len(asked) == 4 * 8 * 4
     assert _leakage(None, Judge(), rows[:1], Judging()) == {}  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gps_guidance.encoders import AngleEncoder, GPSEncoder
-from gps_guidance.geo import Bounds, LatLon
+from gps_guidance.geo import Bounds, LatLon, distance_m
 from gps_guidance.gps_clip import GPSClip
 from gps_guidance.image_text import load_image_text_scorer
 from gps_guidance.lift.plan import Plan
@@ -49,7 +49,7 @@ TITLES = {
 }
 DETAILS = ("psnr_affine_db", "depth_error", "aligned_mask_iou", "aligned_occupancy_iou",
            "aligned_psnr_db", "bearing_within_15_deg")  # of a trial, beside SCORES
-LEAKAGE_PROMPTS, LEAKAGE_POSITIONS, LEAKAGE_SEEDS = 4, 16, 2
+LEAKAGE_PROMPTS, LEAKAGE_POSITIONS, LEAKAGE_SEEDS = 4, 8, 4
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,12 @@ def _leakage(model: DiffusionModel, judge: GPSClip, rows: Pairs, judging: Judgin
              ) -> dict[str, list[float]]:
     """The prompt-place leakage at each of some positions of the list; of one prompt there is none.
 
-    Prompts and positions are taken evenly from the list, and each image's place is the position
-    that the judge finds likeliest.
+    Positions are far apart, so that the likeliest of them by the judge is a place that can be
+    told from the others; prompts are taken evenly from the list.
     """
-    prompts = _evenly(list(dict.fromkeys(row["prompt"] for row in rows)), LEAKAGE_PROMPTS)
-    where = _evenly(list(dict.fromkeys((row["lat"], row["lon"]) for row in rows)),
-                    LEAKAGE_POSITIONS)
+    prompts = list(dict.fromkeys(row["prompt"] for row in rows))
+    prompts = prompts[:: max(1, len(prompts) // LEAKAGE_PROMPTS)][:LEAKAGE_PROMPTS]
+    where = farthest([(row["lat"], row["lon"]) for row in rows], LEAKAGE_POSITIONS)
     if len(prompts) < 2 or len(where) < 2:
         return {}
     crossed = [{"prompt": prompt, "lat": lat, "lon": lon} for prompt in prompts
@@ -202,8 +202,15 @@ def _leakage(model: DiffusionModel, judge: GPSClip, rows: Pairs, judging: Judgin
     return {"leakage": [prompt_place_leakage(places[:, at : at + 1]) for at in range(len(where))]}
 
 
-def _evenly(values: list[Any], count: int) -> list[Any]:
-    return values[:: max(1, len(values) // count)][:count]
+def farthest(positions: Sequence[LatLon], count: int) -> list[LatLon]:
+    """The first position, then always the one that is farthest from those before, up to ``count``
+    that differ."""
+    found = [positions[0]]
+    away = distance_m(np.asarray(positions), np.asarray(found[0]))
+    while len(found) < count and away.max() > 0:
+        found.append(positions[int(away.argmax())])
+        away = np.minimum(away, distance_m(np.asarray(positions), np.asarray(found[-1])))
+    return found
 
 
 def retrieval(scores: Tensor, positions: Sequence[LatLon]) -> dict[str, list[float]]:
