@@ -94,9 +94,11 @@ def outcome(settings: Settings, work: Work, done: Mapping[str, Done]) -> Outcome
             "Without prior preservation images of the class are less diverse.",
             spread["ours"].above(spread["no-prior"]),
             f"with {spread['ours']}, without {spread['no-prior']}"))
+        made.notes.append("The preserved images are of the landmark's own prompt. The class's is "
+                          "another, which tells whether the model keeps what it knew.")
         made.pictures += [
             (work.at(_class_unit(landmark, which, settings.seeds[0])) / "sheet.png",
-             f'"{landmark.class_prompt}" by {TITLES[which]}')
+             f'"{landmark.class_prompt}", {TITLES[which]}')
             for landmark in priors for which in SPREADS]
     return made
 

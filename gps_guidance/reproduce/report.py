@@ -12,6 +12,7 @@ from gps_guidance.page import html_page, image_uri
 from gps_guidance.photos.manifest import write_whole
 from gps_guidance.reproduce.outcome import Outcome, Table
 
+WIDE = 11  # columns that fit on a page in full size
 STYLE = """\
 h2 { font-weight: 600; font-size: 1.2rem; margin: 2.6rem 0 .6rem } p { margin: .4rem 0 }
 table { margin: .8rem 0 } th { text-align: left; font-weight: 600; border-bottom: 1px solid #ccc }
@@ -19,7 +20,7 @@ td, th { padding: 3px 8px 3px 0; vertical-align: top } td:first-child { min-widt
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap } small { color: #666 }
 td.paper { color: #8a6d1d } .holds { color: #246b38 } .fails { color: #a3261d }
 .note { color: #666; font-size: .93rem } figure { margin: 1rem 0 } img { max-width: 100% }
-figcaption { color: #555; font-size: .9rem }
+figcaption { color: #555; font-size: .9rem } table.wide { font-size: .8rem }
 """
 
 
@@ -69,7 +70,8 @@ def _table(table: Table) -> str:
         cells += [f'<td class="{"n" if at < ours else "n paper"}">{_score(cell)}</td>'
                   for at, cell in enumerate(row) if at]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+    wide = ' class="wide"' if len(head) > WIDE else ""
+    return f"<table{wide}>{''.join(lines)}</table>"
 
 
 def _score(cell: str) -> str:
