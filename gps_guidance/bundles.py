@@ -11,9 +11,9 @@ from pathlib import Path
 from gps_guidance.hub import check_finished, shareable_files
 from gps_guidance.parts import INDEX, PARTS, SHARED, beside, missing_parts, part_folder
 
-# Of a config, not its meaning: a part that was loaded and saved again is still the same.
+# Not what a part is, but who wrote it and how it was called: loaded and saved again it is the same.
 WRITERS = ("_name_or_path", "_diffusers_version", "transformers_version", "is_local",
-           "local_files_only", "max_length")
+           "local_files_only", "max_length", "padding", "truncation")
 DEFAULTS = {"pad_to_multiple_of": None, "pad_token_type_id": 0, "padding_side": "right",
             "stride": 0, "truncation_side": "right", "truncation_strategy": "longest_first"}
 
@@ -74,8 +74,8 @@ def _share(files: dict[str, Path | bytes], bases: Sequence[Path]) -> dict[str, s
 def _same(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> bool:
     """Whether two parts have the same files: to the byte, or with equal settings."""
     return one.keys() == other.keys() and all(
-        content == other[name]
-        or (name.endswith("config.json") and _settings(content) == _settings(other[name]))
+        content == other[name] or (name.endswith(("config.json", "tokenizer.json"))
+                                   and _settings(content) == _settings(other[name]))
         for name, content in one.items())
 
 

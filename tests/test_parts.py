@@ -122,6 +122,22 @@ def test_a_changed_weight_or_setting_is_another_part(
     assert not {"vae", "text_encoder"} & set(found) and found["scheduler"] == "tower"
 
 
+@pytest.mark.parametrize(("written", "same"), [
+    ({"is_local": True, "max_length": 16, "padding_side": "right", "stride": 0}, True),
+    ({"padding_side": "left"}, False),
+])
+def test_a_tokenizer_that_was_loaded_and_saved_is_the_same(
+    models: Path, trained: Path, tmp_path: Path, written: dict[str, Any], same: bool
+) -> None:
+    """transformers then writes how it was called, also into tokenizer.json, and defaults."""
+    whole = shutil.copytree(trained / "city", tmp_path / "whole")
+    path = whole / "tokenizer" / "tokenizer_config.json"
+    settings = {key: value for key, value in json.loads(path.read_text()).items()
+                if key not in written}
+    path.write_text(json.dumps(settings | written))
+    assert ("tokenizer" in shared(bundle(whole, models / "again", ["base"]))) == same
+
+
 def test_what_cannot_be_bundled_is_refused(models: Path, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="something at .*city: remove it, or give another"):
         bundle(trained / "city", models / "city")
